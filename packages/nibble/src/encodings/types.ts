@@ -1,0 +1,103 @@
+/**
+ * How a weight matrix W [n, k] = [out, in] is stored. Every quantization method ends as a QuantTensor; none owns a
+ * kernel. Decode formulas: w = s (c - z) for gint, v = T[c], w = s v for lut (section 2 of the storage spec).
+ */
+
+/** Types a small float array (scales, zeros, tables) may be stored in. */
+export type FloatType = "f32" | "f16" | "bf16";
+
+/** A float array as stored: `data` holds the values after rounding to `type`, so codes computed with them decode exactly. */
+export interface StoredFloats {
+  type: FloatType;
+  shape: number[];
+  data: Float32Array;
+}
+
+/** b-bit codes of [rows, cols] in layout tile64: one segment per set bit of `bits`, narrow segments most significant. */
+export interface PackedCodes {
+  bits: number;
+  rows: number;
+  cols: number;
+  /** Keyed by segment width 8 | 4 | 2 | 1; each [rows][ceil(cols / 64)][8 * width bytes]. */
+  segments: Partial<Record<8 | 4 | 2 | 1, Uint8Array>>;
+}
+
+/** "channel": one scale a row (groupSize = k); "tensor": one for the matrix. Ragged last groups are allowed. */
+export type GroupSize = number | "channel" | "tensor";
+
+export type Zero =
+  | { kind: "const"; value: number }
+  /** Integer zero points [n, G], packed as ONE row of n * G codes. */
+  | { kind: "int"; codes: PackedCodes }
+  | { kind: "float"; values: StoredFloats };
+
+export interface Gint {
+  kind: "gint";
+  bits: number;
+  groupSize: GroupSize;
+  codes: PackedCodes;
+  /** [n, G], or [1, 1] for "tensor". */
+  scale: StoredFloats;
+  zero: Zero;
+}
+
+export interface Lut {
+  kind: "lut";
+  bits: number;
+  codes: PackedCodes;
+  /** A named table, or values [tiles, classes, 2^bits] owned by tiles of rowsPerTile x colsPerTile. */
+  table:
+    | { named: string }
+    | {
+        rowsPerTile: number;
+        colsPerTile: number;
+        classes: 1 | 2;
+        colClass?: Uint8Array;
+        values: StoredFloats;
+        additive?: boolean;
+      };
+  groupSize: GroupSize;
+  scale?: StoredFloats;
+  /** Scale of negative entries (AFPQ). */
+  scaleNegative?: StoredFloats;
+}
+
+export interface Dense {
+  kind: "dense";
+  type: FloatType;
+  /** [n, k] values after rounding to `type`. */
+  data: Float32Array;
+}
+
+export type Encoding = Gint | Lut | Dense;
+
+/** Delta values: what must be added to the decoded main term. */
+export interface Csr {
+  rowPointers: Uint32Array;
+  columns: Uint32Array;
+  values: StoredFloats;
+}
+
+/** y += alpha * b (a x); a [r, k], b [n, r]. */
+export interface LowRank {
+  a: StoredFloats;
+  b: StoredFloats;
+  alpha: number;
+}
+
+export type PreOp =
+  | { op: "scale"; values: StoredFloats }
+  /** x'_k = x[perm_k] */
+  | { op: "perm"; index: Uint32Array };
+export type PostOp = { op: "layernorm" };
+
+export interface QuantTensor {
+  /** [n, k] = [out, in] */
+  n: number;
+  k: number;
+  main: Encoding;
+  csr?: Csr;
+  lowRank?: LowRank[];
+  pre: PreOp[];
+  post: PostOp[];
+}

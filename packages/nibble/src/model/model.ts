@@ -1,0 +1,98 @@
+/**
+ * A model on its way through the pipeline: roles mapped to lazily read tensors, the online transforms and activation
+ * quantizers of its sites, and its cache recipe. Passes change these entries; nothing is read until somebody asks, and
+ * what is asked for is read, folded and released tensor by tensor, so a model larger than memory can be compressed.
+ */
+import type { QuantTensor } from "../encodings/types.js";
+import type { ModelConfig } from "./config.js";
+import type { ParameterSpec, Site } from "./roles.js";
+
+/** A tensor that is read on demand. `read` gives a fresh array the caller may change. */
+export interface LazyTensor {
+  readonly shape: readonly number[];
+  read(): Promise<Float32Array>;
+}
+
+/** Where weights come from: a safetensors folder, a GGUF file, memory. Names are HF tensor names. */
+export interface WeightSource {
+  names(): Iterable<string>;
+  has(name: string): boolean;
+  shape(name: string): readonly number[];
+  /** Decoded to f32, HF orientation [out, in]. @throws FormatError when the bytes are not what the header says. */
+  read(name: string): Promise<Float32Array>;
+  /** Rows [from, to) of a 2-D tensor; for tables too big to hold whole. */
+  readRows(name: string, from: number, to: number): Promise<Float32Array>;
+  close(): Promise<void>;
+}
+
+export interface Parameter {
+  readonly spec: ParameterSpec;
+  /** Full precision weight (after folds), or the quantized one. */
+  weight: LazyTensor | { quant: () => Promise<QuantTensor> };
+  bias: LazyTensor | null;
+}
+
+/** Online transform of a site, in order, before its quantizer. Applied to every layer unless `layers` says otherwise. */
+export type OnlineTransform =
+  /** x <- H_size x per consecutive block of `size` (normalized Hadamard, convention of linalg/hadamard.ts). */
+  | { op: "hadamard"; site: Site; size: number }
+  /** z <- (M (x) I_headDim) z across query heads: Hadamard of `order`, or an explicit orthogonal matrix [order, order]. */
+  | { op: "headMix"; site: Site; order: number; matrix?: Float32Array }
+  /** Tied-embedding edges. embed_out: x <- H D x; head_in: h <- g (D H^T x^). signs [hiddenSize] of +-1. */
+  | { op: "edge"; site: "embed_out" | "head_in"; size: number; signs: Float32Array; gain?: Float32Array; dense?: Float32Array };
+
+export interface ActivationQuantizer {
+  bits: number;
+  granularity: "token" | number;
+  symmetric: boolean;
+  clip: number;
+}
+
+/** Tokenizer and template files that travel with the model, by file name. */
+export type SidecarFiles = Map<string, Uint8Array>;
+
+export interface ModelSource {
+  /** What the user named, without machine paths: file name or hub id. */
+  id: string;
+  /** Hash over config and tensor bytes. Computed on demand: hashing a large file takes time. */
+  sha256(): Promise<string>;
+}
+
+export interface Model {
+  readonly config: ModelConfig;
+  readonly source: ModelSource;
+  readonly files: SidecarFiles;
+  /** Role path -> parameter. A tied head has no entry of its own until a pass unties it. */
+  readonly parameters: Map<string, Parameter>;
+  transforms: OnlineTransform[];
+  activations: Partial<Record<Site, ActivationQuantizer>>;
+  /** Resolved cache recipe, or null for the exact default. */
+  kv: KvRecipe | null;
+  close(): Promise<void>;
+}
+
+export interface KvPlane {
+  codec: "fp32" | "fp16" | "int8-token" | "int4-token";
+  hadamard?: boolean;
+  clip?: number;
+  zero?: "float" | "int";
+  qBits?: 8 | 32;
+}
+export interface KvRecipe {
+  k: KvPlane;
+  v: KvPlane;
+  page?: number;
+  prefill?: "exact" | "chunked" | "stepwise";
+}
+
+/** The parameter at a role path. @throws when the architecture has none: a programming error, not bad input. */
+export function parameter(model: Model, path: string): Parameter {
+  const found = model.parameters.get(path);
+  if (!found) throw new Error(`no parameter ${path} in ${model.config.architecture}`);
+  return found;
+}
+
+/** True when the head shares the embedding's table. */
+export function isTied(model: Model): boolean {
+  return !model.parameters.has("head");
+}
