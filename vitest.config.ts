@@ -1,0 +1,45 @@
+import { defineConfig } from "vitest/config";
+
+/**
+ * Three tiers, one project each: `unit` (no model files, no browser; `npm test`), `model` (SmolLM2-135M) and
+ * `browser` (a system Chromium). `npx vitest run some/file.test.ts` picks the right project by itself.
+ */
+const root = "packages/nibble";
+export default defineConfig({
+  test: {
+    pool: "forks",
+    maxWorkers: 2,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: "unit",
+          include: [`${root}/src/**/*.test.ts`, `${root}/test/**/*.test.ts`],
+          exclude: [`${root}/test/model/**`, `${root}/test/browser/**`],
+          testTimeout: 30_000,
+          hookTimeout: 30_000,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "model",
+          include: [`${root}/test/model/**/*.test.ts`],
+          testTimeout: 15 * 60_000,
+          hookTimeout: 10 * 60_000,
+          fileParallelism: false,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "browser",
+          include: [`${root}/test/browser/**/*.test.ts`],
+          testTimeout: 3 * 60_000,
+          hookTimeout: 3 * 60_000,
+          fileParallelism: false,
+        },
+      },
+    ],
+  },
+});
