@@ -196,6 +196,8 @@ export const OPS = {
   ],
   /** Upper U f32 [n, n] with inverse(H) = U^T U, from H f64 [n, n] (upper read, destroyed); status i32: 0 or 1 + failing column. */
   inverseFactor: ["size", "hessianAt", "factorAt", "statusAt"],
+  /** f32 values of quantized activations: dst = scale * (code - zero). For quantized activations in front of a dense weight. */
+  dequantize: ["rowsReg", "codesAt", "ldCodes", "width", "scaleAt", "zeroAt", "groupSize", "dstAt", "ldDst"],
 } as const;
 
 export type OpName = keyof typeof OPS;
