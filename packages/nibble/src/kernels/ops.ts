@@ -278,6 +278,7 @@ export const CACHE = [
   "kvHeads",
   "headDim",
   "pages", // pages in the pool
+  "slots", // sequence slots in the table
 ] as const;
 export const KV_CODEC = { f32: 0, f16: 1, int8: 2, int4: 3 } as const;
 
