@@ -10,7 +10,7 @@ enum {
   ATTENTION_CHUNK = 128,
   CONTROL_BYTES = 4096,
   LINE = 64,
-  OP_COUNT = 24,
+  OP_COUNT = 25,
 };
 
 /* KIND */
@@ -116,7 +116,8 @@ enum {
   C_KV_HEADS = 15,
   C_HEAD_DIM = 16,
   C_PAGES = 17,
-  CACHE_WORDS = 18,
+  C_SLOTS = 18,
+  CACHE_WORDS = 19,
 };
 
 /* embed */
@@ -501,8 +502,23 @@ enum {
   INVERSE_FACTOR_STATUS_AT = 5,
 };
 
+/* dequantize */
+enum {
+  OP_DEQUANTIZE = 25,
+  DEQUANTIZE_WORDS = 11,
+  DEQUANTIZE_ROWS_REG = 2,
+  DEQUANTIZE_CODES_AT = 3,
+  DEQUANTIZE_LD_CODES = 4,
+  DEQUANTIZE_WIDTH = 5,
+  DEQUANTIZE_SCALE_AT = 6,
+  DEQUANTIZE_ZERO_AT = 7,
+  DEQUANTIZE_GROUP_SIZE = 8,
+  DEQUANTIZE_DST_AT = 9,
+  DEQUANTIZE_LD_DST = 10,
+};
+
 /* Both indexed by opcode; 0 is the end of the program. */
-#define NIBBLE_OP_NAMES {"end", "embed", "rmsnorm", "quantize", "rmsnormQuantize", "hadamardQuantize", "hadamard", "mixHeads", "columns", "linearInt", "linearFloat", "siluMul", "add", "appendKv", "attention", "gatherRows", "scatterAddRows", "route", "logitStats", "klDivergence", "csr", "gram", "absStats", "gemm", "inverseFactor"}
-#define NIBBLE_OP_WORDS {1, 7, 10, 15, 17, 24, 16, 10, 10, 13, 9, 10, 9, 20, 19, 9, 10, 11, 8, 9, 11, 7, 8, 18, 6}
+#define NIBBLE_OP_NAMES {"end", "embed", "rmsnorm", "quantize", "rmsnormQuantize", "hadamardQuantize", "hadamard", "mixHeads", "columns", "linearInt", "linearFloat", "siluMul", "add", "appendKv", "attention", "gatherRows", "scatterAddRows", "route", "logitStats", "klDivergence", "csr", "gram", "absStats", "gemm", "inverseFactor", "dequantize"}
+#define NIBBLE_OP_WORDS {1, 7, 10, 15, 17, 24, 16, 10, 10, 13, 9, 10, 9, 20, 19, 9, 10, 11, 8, 9, 11, 7, 8, 18, 6, 11}
 
 #endif

@@ -7,7 +7,7 @@ export const PAGE_TOKENS: i32 = 32;
 export const ATTENTION_CHUNK: i32 = 128;
 export const CONTROL_BYTES: i32 = 4096;
 export const LINE: i32 = 64;
-export const OP_COUNT: i32 = 24;
+export const OP_COUNT: i32 = 25;
 
 // KIND
 export const KIND_F32: i32 = 1;
@@ -97,7 +97,8 @@ export const C_MAX_PAGES: i32 = 14;
 export const C_KV_HEADS: i32 = 15;
 export const C_HEAD_DIM: i32 = 16;
 export const C_PAGES: i32 = 17;
-export const CACHE_WORDS: i32 = 18;
+export const C_SLOTS: i32 = 18;
+export const CACHE_WORDS: i32 = 19;
 
 // embed
 export const OP_EMBED: i32 = 1;
@@ -432,3 +433,16 @@ export const INVERSE_FACTOR_SIZE: i32 = 2;
 export const INVERSE_FACTOR_HESSIAN_AT: i32 = 3;
 export const INVERSE_FACTOR_FACTOR_AT: i32 = 4;
 export const INVERSE_FACTOR_STATUS_AT: i32 = 5;
+
+// dequantize
+export const OP_DEQUANTIZE: i32 = 25;
+export const DEQUANTIZE_WORDS: i32 = 11;
+export const DEQUANTIZE_ROWS_REG: i32 = 2;
+export const DEQUANTIZE_CODES_AT: i32 = 3;
+export const DEQUANTIZE_LD_CODES: i32 = 4;
+export const DEQUANTIZE_WIDTH: i32 = 5;
+export const DEQUANTIZE_SCALE_AT: i32 = 6;
+export const DEQUANTIZE_ZERO_AT: i32 = 7;
+export const DEQUANTIZE_GROUP_SIZE: i32 = 8;
+export const DEQUANTIZE_DST_AT: i32 = 9;
+export const DEQUANTIZE_LD_DST: i32 = 10;
