@@ -1,0 +1,105 @@
+/** Files and folders of the disk as byte sources. Node only; the browser bundle does not reach this file. */
+import { type FileHandle, open, readdir, stat } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { type ByteFolder, type ByteSource, checkRange, missingFile } from "./byte-source.js";
+import { FormatError, ModelError, ResourceError } from "./errors.js";
+
+/** Largest single read: the kernel's limit is a little below 2 GiB. */
+const MAX_READ = 1 << 30;
+
+/**
+ * A file, read by position; several reads may be under way at once.
+ * @throws ModelError when it cannot be opened or is not a regular file.
+ */
+export async function fileSource(path: string, name = basename(path)): Promise<ByteSource> {
+  let handle: FileHandle;
+  let size: number;
+  try {
+    handle = await open(path, "r");
+  } catch (cause) {
+    throw openError(name, cause);
+  }
+  try {
+    const facts = await handle.stat();
+    if (!facts.isFile()) throw new ModelError("not a file", { place: name });
+    size = facts.size;
+  } catch (cause) {
+    await handle.close();
+    throw cause;
+  }
+  let closed = false;
+  return {
+    name,
+    size,
+    async read(offset, length) {
+      checkRange(name, size, offset, length);
+      if (closed) throw new ModelError("the file is closed already", { place: name });
+      const bytes = new Uint8Array(length);
+      for (let done = 0; done < length; ) {
+        const want = Math.min(MAX_READ, length - done);
+        const { bytesRead } = await handle.read(bytes, done, want, offset + done);
+        if (bytesRead === 0) {
+          throw new FormatError("the file became shorter while it was read", { place: name });
+        }
+        done += bytesRead;
+      }
+      return bytes;
+    },
+    async close() {
+      if (closed) return;
+      closed = true;
+      await handle.close();
+    },
+  };
+}
+
+/**
+ * A folder of the disk; its files are listed once, links are followed.
+ * @throws ModelError when it cannot be read.
+ */
+export async function fileFolder(path: string): Promise<ByteFolder> {
+  const folderName = basename(path) || path;
+  let names: string[];
+  try {
+    const entries = await readdir(path, { withFileTypes: true });
+    names = entries
+      .filter((entry) => entry.isFile() || entry.isSymbolicLink())
+      .map((entry) => entry.name)
+      .sort();
+  } catch (cause) {
+    throw openError(folderName, cause);
+  }
+  const known = new Set(names);
+  return {
+    name: folderName,
+    names: () => names,
+    has: (name) => known.has(name),
+    async open(name) {
+      if (!known.has(name)) throw missingFile(folderName, name);
+      return fileSource(join(path, name));
+    },
+  };
+}
+
+/** A path as a file or folder source. @throws ModelError when there is neither. */
+export async function openPath(path: string): Promise<ByteSource | ByteFolder> {
+  const facts = await stat(path).catch((cause) => {
+    throw openError(basename(path), cause);
+  });
+  return facts.isDirectory() ? fileFolder(path) : fileSource(path);
+}
+
+/** The error of a file that cannot be opened. */
+function openError(name: string, cause: unknown): Error {
+  const code = (cause as NodeJS.ErrnoException).code;
+  if (code === "EMFILE" || code === "ENFILE") {
+    return new ResourceError("too many files are open", { place: name, cause });
+  }
+  const what =
+    code === "ENOENT"
+      ? "no such file"
+      : code === "EACCES"
+        ? "may not be read"
+        : `cannot be opened (${code ?? "unknown error"})`;
+  return new ModelError(what, { place: name, cause });
+}
