@@ -83,6 +83,7 @@ export function planCache(
       kvHeads: config.numKeyValueHeads,
       headDim: config.headDim,
       pages,
+      slots: sequences,
     },
   };
 }
