@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { philox4x32, Rng } from "./rng.js";
+import { Philox, philox4x32 } from "./rng.js";
 
 describe("philox4x32-10", () => {
   // Known answers of the Random123 library (kat_vectors).
@@ -25,23 +25,23 @@ describe("philox4x32-10", () => {
   });
 });
 
-describe("Rng", () => {
+describe("Philox", () => {
   it("gives the same numbers for the same seed and name, and others otherwise", () => {
-    const draw = (rng: Rng) => Array.from({ length: 8 }, () => rng.uint32());
-    expect(draw(new Rng(7, "a"))).toEqual(draw(new Rng(7, "a")));
-    expect(draw(new Rng(7, "a"))).not.toEqual(draw(new Rng(8, "a")));
-    expect(draw(new Rng(7, "a"))).not.toEqual(draw(new Rng(7, "b")));
-    expect(draw(new Rng(0))).not.toEqual(draw(new Rng(2 ** 32)));
+    const draw = (rng: Philox) => Array.from({ length: 8 }, () => rng.uint32());
+    expect(draw(new Philox(7, "a"))).toEqual(draw(new Philox(7, "a")));
+    expect(draw(new Philox(7, "a"))).not.toEqual(draw(new Philox(8, "a")));
+    expect(draw(new Philox(7, "a"))).not.toEqual(draw(new Philox(7, "b")));
+    expect(draw(new Philox(0))).not.toEqual(draw(new Philox(2 ** 32)));
   });
 
   it("streams do not depend on what was drawn before", () => {
-    const used = new Rng(3);
+    const used = new Philox(3);
     used.uint32();
-    expect(used.stream("x").uint32()).toBe(new Rng(3).stream("x").uint32());
+    expect(used.stream("x").uint32()).toBe(new Philox(3).stream("x").uint32());
   });
 
   it("uniform, normal and signs have the right moments", () => {
-    const rng = new Rng(1);
+    const rng = new Philox(1);
     const n = 20000;
     const mean = (f: () => number) => Array.from({ length: n }, f).reduce((s, x) => s + x, 0) / n;
     // Bounds: five standard errors.
@@ -54,13 +54,13 @@ describe("Rng", () => {
   });
 
   it("permutation holds every index once", () => {
-    const p = new Rng(5).permutation(1000);
+    const p = new Philox(5).permutation(1000);
     expect([...p].sort((a, b) => a - b)).toEqual(Array.from({ length: 1000 }, (_, i) => i));
     expect([...p.slice(0, 20)]).not.toEqual(Array.from({ length: 20 }, (_, i) => i));
   });
 
   it("refuses seeds that are no integers", () => {
-    expect(() => new Rng(0.5)).toThrow(/seed 0.5/);
-    expect(() => new Rng(-1)).toThrow(/seed -1/);
+    expect(() => new Philox(0.5)).toThrow(/seed 0.5/);
+    expect(() => new Philox(-1)).toThrow(/seed -1/);
   });
 });

@@ -50,10 +50,10 @@ function hashName(name: string, start: number): number {
   return h >>> 0;
 }
 
-export class Rng {
+export class Philox {
   readonly #key: readonly [number, number];
   readonly #high: readonly [number, number];
-  #block = 0;
+  #block: number;
   #words: Words4 = [0, 0, 0, 0];
   #used = 4;
   #spareNormal: number | null = null;
@@ -61,11 +61,13 @@ export class Rng {
   /**
    * @param seed integer in 0 .. 2^53 - 1
    * @param name path of the stream
+   * @param block where in the stream to begin, in blocks of four words (a step number, say)
    * @throws UsageError when the seed is no such integer
    */
   constructor(
     readonly seed: number,
     readonly name = "",
+    block = 0,
   ) {
     if (!Number.isSafeInteger(seed) || seed < 0) {
       throw new UsageError(`seed ${seed} is not an integer between 0 and 2^53 - 1`, {
@@ -73,12 +75,13 @@ export class Rng {
       });
     }
     this.#key = [seed >>> 0, Math.floor(seed / 0x100000000)];
+    this.#block = block;
     this.#high = [hashName(name, 0x811c9dc5), hashName(name, 0x050c5d1f)];
   }
 
   /** An independent stream; equal (seed, path) gives equal numbers whatever was drawn before. */
-  stream(name: string): Rng {
-    return new Rng(this.seed, `${this.name}/${name}`);
+  stream(name: string): Philox {
+    return new Philox(this.seed, `${this.name}/${name}`);
   }
 
   /** 32 random bits. */

@@ -4,7 +4,7 @@
  */
 import type { z } from "zod";
 import type { Definition } from "../core/registry.js";
-import type { Rng } from "../core/rng.js";
+import type { Philox } from "../core/rng.js";
 import type { GroupSize, QuantTensor } from "../encodings/types.js";
 import type { EngineLinalg } from "../linalg/engine-linalg.js";
 import type { Model } from "../model/model.js";
@@ -81,7 +81,7 @@ export interface Schedule {
 
 export interface SolveContext {
   /** Stream of this tensor. */
-  rng: Rng;
+  rng: Philox;
   engineLinalg: EngineLinalg;
   log(message: string): void;
   /** Work shared by the linears of a site: made once per (statistics, key) and kept as long as the statistics are. */
@@ -100,7 +100,7 @@ export interface Solved {
 }
 
 export interface TransformContext {
-  rng: Rng;
+  rng: Philox;
   log(message: string): void;
 }
 
