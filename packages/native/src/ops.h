@@ -64,7 +64,8 @@ enum {
   H_SCRATCH_LINES = 9,
   H_MAX_ROWS = 10,
   H_ARENA_LINES = 11,
-  HEADER_WORDS = 12,
+  H_MAX_LOGIT_ROWS = 12,
+  HEADER_WORDS = 13,
 };
 
 /* Weight descriptor */

@@ -49,7 +49,8 @@ export const H_SCRATCH_AT: i32 = 8;
 export const H_SCRATCH_LINES: i32 = 9;
 export const H_MAX_ROWS: i32 = 10;
 export const H_ARENA_LINES: i32 = 11;
-export const HEADER_WORDS: i32 = 12;
+export const H_MAX_LOGIT_ROWS: i32 = 12;
+export const HEADER_WORDS: i32 = 13;
 
 // Weight descriptor
 export const W_KIND: i32 = 0;

@@ -222,6 +222,7 @@ export const HEADER = [
   "scratchLines",
   "maxRows",
   "arenaLines", // the program touches no line at or beyond this one
+  "maxLogitRows", // row limit of registers 1..15 (rows that reach the head); maxRows limits the others
 ] as const;
 export const PROGRAM_MAGIC = 0x6c62696e; // "nibl"
 export const PROGRAM_VERSION = 1;

@@ -48,6 +48,8 @@ export interface ProgramLimits {
   scratchLines: number;
   maxRows: number;
   arenaLines: number;
+  /** Row limit of registers 1..15; absent: maxRows. */
+  maxLogitRows?: number;
 }
 
 export class ProgramBuilder {
@@ -71,6 +73,14 @@ export class ProgramBuilder {
     return this;
   }
 
+  /** A builder with the same descriptors (so their indices stay valid) and no instructions yet. */
+  fork(): ProgramBuilder {
+    const other = new ProgramBuilder();
+    other.#weights.push(...this.#weights);
+    other.#caches.push(...this.#caches);
+    return other;
+  }
+
   /** The finished program. May be called again after more instructions. */
   build(limits: ProgramLimits): Int32Array {
     const weightsStart = HEADER.length;
@@ -85,6 +95,7 @@ export class ProgramBuilder {
       caches: this.#caches.length,
       cachesStart,
       codeStart,
+      maxLogitRows: limits.maxRows,
       ...limits,
     };
     return Int32Array.from([
