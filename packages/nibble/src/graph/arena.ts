@@ -57,6 +57,14 @@ export class Arena {
     return new Uint16Array(this.memory, at * LINE, count);
   }
 
+  /** A point to come back to: `reset(mark())` frees everything placed since. */
+  mark(): number {
+    return this.#nextLine;
+  }
+  reset(mark: number): void {
+    this.#nextLine = mark;
+  }
+
   /** Everything handed out so far, in bytes. */
   get usedBytes(): number {
     return this.#nextLine * LINE;

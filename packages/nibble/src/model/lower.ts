@@ -91,6 +91,8 @@ export interface Buffers {
   rankAt: number;
   ldRank: number;
   moe: {
+    /** The normed input that all experts gather from. */
+    inputAt: number;
     logitsAt: number;
     indexAt: number;
     weightAt: number;
@@ -270,7 +272,7 @@ export class BlockLowering {
     const b = this.#buffers;
     const d = this.#config.hiddenSize;
     if (!b.moe) throw new Error("buffers were planned without experts");
-    const input = this.#materialize(source, REGISTER.rows, b.normedAt);
+    const input = this.#materialize(source, REGISTER.rows, b.moe.inputAt);
     const count = moe.experts.length;
     this.#builder.emit("linearFloat", {
       rowsReg: REGISTER.rows,
@@ -330,7 +332,7 @@ export class BlockLowering {
     outputs: LinearOutput[],
   ): void {
     const { quantizer, transforms } = recipe;
-    const plainPre = outputs.every((o) => !o.linear.permAt || (o.linear.permAt < 0 && o.linear.preScaleAt < 0));
+    const plainPre = outputs.every((o) => o.linear.permAt < 0 && o.linear.preScaleAt < 0);
     const first = transforms[0];
     const fused =
       quantizer !== null &&

@@ -66,6 +66,8 @@ export interface Model {
   readonly parameters: Map<string, Parameter>;
   transforms: OnlineTransform[];
   activations: Partial<Record<Site, ActivationQuantizer>>;
+  /** Layers whose sites differ from `activations` (null: not quantized there). */
+  activationOverrides: Map<number, Partial<Record<Site, ActivationQuantizer | null>>>;
   /** Resolved cache recipe, or null for the exact default. */
   kv: KvRecipe | null;
   close(): Promise<void>;

@@ -1,0 +1,254 @@
+/**
+ * Compiles a model: places every weight in an engine's arena (tensor by tensor, never two copies of more than one layer's
+ * projections) and lowers the forward pass to one flat program. Registers choose what a run does: how many rows go
+ * through the blocks, for how many of them logits, statistics or divergences are wanted.
+ */
+import { ModelError, ResourceError } from "../core/errors.js";
+import { Arena } from "../graph/arena.js";
+import type { Backend, Engine, LoadedProgram } from "../kernels/contract.js";
+import { type CacheField, EPILOGUE, LINE } from "../kernels/ops.js";
+import { ProgramBuilder } from "../kernels/program.js";
+import { allocateBuffers, scratchLines } from "./buffers.js";
+import type { ModelConfig } from "./config.js";
+import { BlockLowering, type Buffers, type PlacedBlock, REGISTER } from "./lower.js";
+import type { Model } from "./model.js";
+import { isTied } from "./model.js";
+import { maxGroups, placeEmbedding, placeEdges, placeLayer, placeSites } from "./place-model.js";
+
+export interface CompileOptions {
+  backend: Backend;
+  threads: number;
+  /** Cache descriptor from planCache (poolAt and tableAt are filled in here) and its sizes. */
+  cache: { descriptor: Record<CacheField, number>; poolLines: number; tableBytes: number };
+  /** Positions a sequence may reach. */
+  maxContext: number;
+  /** Rows of one run; longer prompts go in chunks. */
+  maxRows?: number;
+  /** Rows that get logits at once. */
+  maxLogitRows?: number;
+  onLayer?: (layer: number, layers: number) => void;
+  signal?: AbortSignal;
+}
+
+/** Where the host writes inputs and reads outputs. */
+export interface IoPlaces {
+  tokensAt: number;
+  positionsAt: number;
+  sequencesAt: number;
+  /** Final hidden rows, ready for the head [maxRows, hiddenSize]. */
+  hiddenAt: number;
+  /** Row numbers that get logits. */
+  logitIndexAt: number;
+  logitsAt: number;
+  targetsAt: number;
+  statsAt: number;
+  referenceAt: number;
+  klAt: number;
+}
+
+export interface CompiledModel {
+  readonly config: ModelConfig;
+  readonly engine: Engine;
+  readonly arena: Arena;
+  readonly io: IoPlaces;
+  readonly maxRows: number;
+  readonly maxLogitRows: number;
+  readonly maxContext: number;
+  readonly cache: Record<CacheField, number>;
+  readonly cacheTable: Int32Array;
+  readonly registers: Int32Array;
+  readonly rope: { cosAt: number; sinAt: number };
+  /** Blocks and head: registers rows, logitRows. */
+  readonly step: LoadedProgram;
+  /** Head (and statistics) only, on hidden rows that the last step left. */
+  readonly head: LoadedProgram;
+  /** Bytes of placed weights, embedding and head included. */
+  readonly weightBytes: number;
+  /** Bytes that a decoded token reads: every linear once, the head once. */
+  readonly bytesPerToken: number;
+  dispose(): Promise<void>;
+}
+
+/** Upper bound of the arena. Untouched pages cost nothing, so it may be generous. */
+function arenaBound(model: Model, options: CompileOptions, maxRows: number, maxLogitRows: number): number {
+  const c = model.config;
+  let bytes = 16 * 2 ** 20;
+  for (const { spec } of model.parameters.values()) {
+    const [n = 1, k = 1] = spec.shape;
+    bytes += Math.ceil(n / 32) * 32 * (Math.ceil(k / 32) * 32 * 4.5 + 64) + 4096;
+  }
+  const wide = Math.max(c.hiddenSize, c.intermediateSize, c.numAttentionHeads * c.headDim);
+  bytes += maxRows * wide * 4 * 16;
+  bytes += options.maxContext * c.headDim * 4 * 2;
+  bytes += 16 * c.numAttentionHeads * Math.ceil(options.maxContext / 128) * (c.headDim + 2) * 4;
+  bytes += maxLogitRows * (Math.ceil(c.vocabSize / 32) * 32) * 4 * 2 + 2 ** 20;
+  bytes += options.threads * scratchLines(wide, wide) * LINE;
+  bytes += options.cache.poolLines * LINE + options.cache.tableBytes;
+  return Math.ceil(bytes);
+}
+
+/**
+ * @throws ResourceError when the arena cannot hold the model on this backend; ModelError for encodings or transforms that
+ * the kernels cannot run; whatever reading a tensor throws.
+ */
+export async function compileModel(model: Model, options: CompileOptions): Promise<CompiledModel> {
+  const { config } = model;
+  const maxRows = options.maxRows ?? 512;
+  const maxLogitRows = Math.min(options.maxLogitRows ?? 64, maxRows);
+  const arenaBytes = arenaBound(model, options, maxRows, maxLogitRows);
+  const engine = await options.backend.createEngine({ arenaBytes, threads: options.threads });
+  try {
+    const arena = new Arena(engine.memory);
+    const builder = new ProgramBuilder();
+    const before = arena.usedBytes;
+    const embedding = await placeEmbedding(arena, builder, model);
+    const embeddingBytes = arena.usedBytes - before;
+    const blocks: PlacedBlock[] = [];
+    const layersBefore = arena.usedBytes;
+    const sites = placeSites(arena, model);
+    for (let layer = 0; layer < config.numHiddenLayers; layer++) {
+      options.signal?.throwIfAborted();
+      blocks.push(await placeLayer(arena, builder, model, layer, layer, sites(layer)));
+      options.onLayer?.(layer, config.numHiddenLayers);
+    }
+    const layerBytes = arena.usedBytes - layersBefore;
+    const edges = await placeEdges(arena, builder, model);
+    const weightBytes = arena.usedBytes - before;
+
+    const buffers = allocateBuffers(arena, config, {
+      maxRows,
+      maxContext: options.maxContext,
+      maxGroups: maxGroups(blocks, config),
+      maxRank: maxRank(blocks),
+    });
+    const cache = {
+      ...options.cache.descriptor,
+      poolAt: arena.alloc(options.cache.poolLines * LINE),
+      tableAt: arena.alloc(options.cache.tableBytes),
+    };
+    const cacheIndex = builder.cache(cache);
+    const d = config.hiddenSize;
+    const vocabRows = Math.ceil(config.vocabSize / 32) * 32;
+    const io: IoPlaces = {
+      tokensAt: arena.alloc(maxRows * 4),
+      positionsAt: buffers.positionsAt,
+      sequencesAt: buffers.sequencesAt,
+      hiddenAt: arena.allocF32(maxRows * d),
+      logitIndexAt: arena.alloc(maxLogitRows * 4),
+      logitsAt: arena.allocF32(maxLogitRows * vocabRows),
+      targetsAt: arena.alloc(maxLogitRows * 4),
+      statsAt: arena.alloc(maxLogitRows * 16),
+      referenceAt: arena.allocF32(maxLogitRows * vocabRows),
+      klAt: arena.alloc(maxLogitRows * 8),
+    };
+    const wide = buffers.wide;
+    const perThread = scratchLines(Math.max(wide, d), wide);
+    const scratchAt = arena.alloc(options.threads * perThread * LINE);
+    const limits = { scratchAt, scratchLines: perThread, maxRows, maxLogitRows, arenaLines: arena.usedLines };
+
+    const emitHead = (b: ProgramBuilder) => {
+      const headInputAt = buffers.normedAt;
+      b.emit("gatherRows", {
+        rowsReg: REGISTER.logitRows,
+        srcAt: io.hiddenAt,
+        ldSrc: d,
+        dstAt: headInputAt,
+        ldDst: d,
+        width: d,
+        indexAt: io.logitIndexAt,
+      });
+      b.emit("linearFloat", {
+        rowsReg: REGISTER.logitRows,
+        srcAt: headInputAt,
+        ldSrc: d,
+        weightW: embedding.head.weight,
+        dstAt: io.logitsAt,
+        ldDst: vocabRows,
+        epilogue: EPILOGUE.store,
+      });
+      b.emit("logitStats", {
+        rowsReg: REGISTER.statRows,
+        logitsAt: io.logitsAt,
+        ldLogits: vocabRows,
+        width: config.vocabSize,
+        targetsAt: io.targetsAt,
+        dstAt: io.statsAt,
+      });
+      b.emit("klDivergence", {
+        rowsReg: REGISTER.klRows,
+        referenceAt: io.referenceAt,
+        ldReference: vocabRows,
+        logitsAt: io.logitsAt,
+        ldLogits: vocabRows,
+        width: config.vocabSize,
+        dstAt: io.klAt,
+      });
+    };
+    // The head program shares the descriptors but starts with its own instructions.
+    const headBuilder = builder.fork();
+    emitHead(headBuilder);
+
+    builder.emit("embed", {
+      rowsReg: REGISTER.rows,
+      dstAt: buffers.residualAt,
+      ldDst: d,
+      tokensAt: io.tokensAt,
+      tableW: embedding.embed.weight,
+    });
+    edges.emitInput(builder, buffers);
+    const lowering = new BlockLowering(builder, config, buffers, cacheIndex);
+    for (const block of blocks) lowering.block(block);
+    edges.emitOutput(builder, buffers, io.hiddenAt);
+    emitHead(builder);
+
+    const registers = new Int32Array(engine.memory, 0, 256);
+    const step = engine.load(builder.build(limits));
+    const head = engine.load(headBuilder.build(limits));
+    return {
+      config,
+      engine,
+      arena,
+      io,
+      maxRows,
+      maxLogitRows,
+      maxContext: options.maxContext,
+      cache,
+      cacheTable: arena.i32(cache.tableAt, options.cache.tableBytes / 4),
+      registers,
+      rope: { cosAt: buffers.cosAt, sinAt: buffers.sinAt },
+      step,
+      head,
+      weightBytes,
+      bytesPerToken: layerBytes + (isTied(model) ? embeddingBytes : embeddingBytes - embedding.embedBytes),
+      dispose: () => engine.dispose(),
+    };
+  } catch (error) {
+    await engine.dispose();
+    if (error instanceof RangeError) {
+      throw new ResourceError(`not enough memory for the model: ${error.message}`, { cause: error });
+    }
+    throw error;
+  }
+}
+
+function maxRank(blocks: PlacedBlock[]): number {
+  let rank = 0;
+  for (const block of blocks) {
+    if ("experts" in block.mlp && block.mlp.experts.length > 200) {
+      throw new ModelError("more than 200 experts a layer are not supported");
+    }
+    for (const linear of [...block.qkv, block.o]) {
+      for (const pair of linear.lowRank) rank = Math.max(rank, pair.rank);
+    }
+    const mlps = "experts" in block.mlp ? block.mlp.experts : [block.mlp];
+    for (const mlp of mlps) {
+      const linears = "weight" in mlp.gateUp ? [mlp.gateUp] : [mlp.gateUp.gate, mlp.gateUp.up];
+      for (const linear of [...linears, mlp.down]) {
+        for (const pair of linear.lowRank) rank = Math.max(rank, pair.rank);
+      }
+    }
+  }
+  return rank;
+}
+
+export type { Buffers };

@@ -1,0 +1,282 @@
+/**
+ * Streams calibration windows through a model block by block: the hidden states of all windows are kept, the weights of
+ * one block at a time are in the arena. `observe` collects the statistics of every site of a block with its current
+ * weights; `advance` runs the block as it is now (quantized, if it has been) and moves the hidden states on.
+ * Activation quantizers and cache quantization are off, as in the official GPTQ and QuaRot code.
+ */
+import { NumericError } from "../core/errors.js";
+import { Arena } from "../graph/arena.js";
+import type { Backend, Engine } from "../kernels/contract.js";
+import { type CacheField, LINE } from "../kernels/ops.js";
+import { ProgramBuilder } from "../kernels/program.js";
+import { allocateBuffers, scratchLines } from "../model/buffers.js";
+import { BlockLowering, type Buffers, type Observe, REGISTER, type SiteRecipe } from "../model/lower.js";
+import type { Model } from "../model/model.js";
+import { placeEdges, placeEmbedding, placeLayer, placeSites, siteWidth } from "../model/place-model.js";
+import { SITES, type Site } from "../model/roles.js";
+
+const MAX_ROWS = 512;
+
+export interface SiteStats {
+  count: number;
+  hessian?: Float64Array;
+  sumAbs?: Float64Array;
+  maxAbs?: Float32Array;
+}
+
+/** Statistics of a block by site; experts have their own behind the router ("mlp_in:3"). */
+export type BlockStats = Map<string, SiteStats>;
+
+export function statsKey(site: Site, expert: number | null): string {
+  return expert === null ? site : `${site}:${expert}`;
+}
+
+export interface BlockRunnerOptions {
+  backend: Backend;
+  threads: number;
+  /** Token ids; all windows have the same length. */
+  windows: Int32Array[];
+  /** Exact cache of one layer for `sequences` windows; from planCache. */
+  cache: (tokens: number, sequences: number) => {
+    descriptor: Record<CacheField, number>;
+    poolLines: number;
+    tableBytes: number;
+  };
+  signal?: AbortSignal;
+}
+
+export class BlockRunner {
+  readonly #model: Model;
+  readonly #options: BlockRunnerOptions;
+  readonly #engine: Engine;
+  readonly #arena: Arena;
+  readonly #buffers: Buffers;
+  readonly #cache: Record<CacheField, number>;
+  readonly #scratchAt: number;
+  readonly #perThread: number;
+  readonly #tokensAt: number;
+  readonly #weightsMark: number;
+  readonly #seqlen: number;
+  readonly #batch: number;
+  /** Hidden states of each batch of windows, [windows * seqlen, hiddenSize]. */
+  #hidden: Float32Array[] = [];
+
+  private constructor(model: Model, options: BlockRunnerOptions, engine: Engine, seqlen: number, batch: number) {
+    this.#model = model;
+    this.#options = options;
+    this.#engine = engine;
+    this.#seqlen = seqlen;
+    this.#batch = batch;
+    const { config } = model;
+    const arena = new Arena(engine.memory);
+    this.#arena = arena;
+    const rows = Math.min(MAX_ROWS, seqlen * batch);
+    this.#buffers = allocateBuffers(arena, config, { maxRows: rows, maxContext: seqlen, maxGroups: 1, maxRank: 0 });
+    const cache = options.cache(seqlen * batch, batch);
+    this.#cache = {
+      ...cache.descriptor,
+      poolAt: arena.alloc(cache.poolLines * LINE),
+      tableAt: arena.alloc(cache.tableBytes),
+    };
+    const table = arena.i32(this.#cache.tableAt, cache.tableBytes / 4);
+    const pages = Math.ceil(seqlen / 32);
+    for (let s = 0; s < batch; s++) {
+      for (let p = 0; p < pages; p++) table[s * this.#cache.maxPages + p] = s * pages + p;
+    }
+    this.#perThread = scratchLines(this.#buffers.wide, this.#buffers.wide);
+    this.#scratchAt = arena.alloc(engine.threads * this.#perThread * LINE);
+    this.#tokensAt = arena.alloc(rows * 4);
+    this.#weightsMark = arena.mark();
+  }
+
+  /** Embeds all windows. The caller disposes the runner. */
+  static async create(model: Model, options: BlockRunnerOptions): Promise<BlockRunner> {
+    const seqlen = options.windows[0]?.length ?? 0;
+    if (seqlen === 0) throw new Error("no calibration windows");
+    const batch = Math.max(1, Math.min(options.windows.length, Math.floor(MAX_ROWS / seqlen)));
+    const { config } = model;
+    let largest = config.vocabSize * config.hiddenSize * 4.5 + config.hiddenSize ** 2 * 4;
+    let layer = 0;
+    for (const { spec } of model.parameters.values()) {
+      if (spec.layer === 0) layer += Math.ceil((spec.shape[0] ?? 1) / 32) * 32 * ((spec.shape[1] ?? 1) * 4 + 64) + 4096;
+    }
+    for (const site of SITES) {
+      const width = siteWidth(config, site);
+      const copies = config.experts && site.startsWith("mlp") ? config.experts.count : 1;
+      layer += copies * (width * width * 8 + width * 12 + 4096);
+    }
+    largest = Math.max(largest, layer);
+    const cache = options.cache(seqlen * batch, batch);
+    const wide = Math.max(config.hiddenSize, config.intermediateSize, config.numAttentionHeads * config.headDim);
+    const bytes =
+      largest +
+      MAX_ROWS * wide * 4 * 20 +
+      seqlen * config.headDim * 8 +
+      16 * config.numAttentionHeads * Math.ceil(seqlen / 128) * (config.headDim + 2) * 4 +
+      cache.poolLines * LINE +
+      options.threads * scratchLines(wide, wide) * LINE +
+      16 * 2 ** 20;
+    const engine = await options.backend.createEngine({ arenaBytes: Math.ceil(bytes), threads: options.threads });
+    try {
+      const runner = new BlockRunner(model, options, engine, seqlen, batch);
+      await runner.#embed();
+      return runner;
+    } catch (error) {
+      await engine.dispose();
+      throw error;
+    }
+  }
+
+  get engine(): Engine {
+    return this.#engine;
+  }
+
+  /** Calibration tokens. */
+  get tokens(): number {
+    return this.#options.windows.length * this.#seqlen;
+  }
+
+  /** Statistics of the inputs of one block's sites, with the block's weights as they are now. */
+  async observe(layer: number, wanted: { hessian: boolean; absStats: boolean }): Promise<BlockStats> {
+    const arena = this.#arena;
+    arena.reset(this.#weightsMark);
+    const places = new Map<string, { width: number; gramAt: number; sumAbsAt: number; maxAbsAt: number }>();
+    const counts = new Map<string, number>();
+    const builder = new ProgramBuilder();
+    const block = await this.#place(builder, layer);
+    const observe: Observe = (site, expert, { rowsReg, srcAt, ldSrc, width }) => {
+      const key = statsKey(site, expert);
+      const gramAt = wanted.hessian ? arena.alloc(width * width * 8) : -1;
+      const sumAbsAt = wanted.absStats ? arena.alloc(width * 8) : -1;
+      const maxAbsAt = wanted.absStats ? arena.alloc(width * 4) : -1;
+      if (gramAt >= 0) {
+        arena.f64(gramAt, width * width).fill(0);
+        builder.emit("gram", { rowsReg, srcAt, ldSrc, width, gramAt });
+      }
+      if (sumAbsAt >= 0) {
+        arena.f64(sumAbsAt, width).fill(0);
+        arena.f32(maxAbsAt, width).fill(0);
+        builder.emit("absStats", { rowsReg, srcAt, ldSrc, width, sumAbsAt, maxAbsAt });
+      }
+      places.set(key, { width, gramAt, sumAbsAt, maxAbsAt });
+      counts.set(key, 0);
+    };
+    new BlockLowering(builder, this.#model.config, this.#buffers, builder.cache(this.#cache), observe).block(block);
+    const registers = new Int32Array(this.#engine.memory, 0, 256);
+    await this.#run(builder, () => {
+      for (const [key, count] of counts) {
+        const expert = key.includes(":") ? Number(key.split(":")[1]) : null;
+        const register = expert === null ? REGISTER.rows : REGISTER.expertRows + expert;
+        counts.set(key, count + (registers[register] as number));
+      }
+      return null;
+    });
+    const stats: BlockStats = new Map();
+    for (const [key, { width, gramAt, sumAbsAt, maxAbsAt }] of places) {
+      const entry: SiteStats = { count: counts.get(key) ?? 0 };
+      if (gramAt >= 0) {
+        entry.hessian = arena.f64(gramAt, width * width).slice();
+        for (let i = 0; i < width; i++) {
+          if (!Number.isFinite(entry.hessian[i * width + i])) {
+            throw new NumericError(`activations of layer ${layer}, ${key} are not finite (channel ${i})`, {
+              hint: "the model's weights overflow before this layer; check the source model",
+            });
+          }
+        }
+      }
+      if (sumAbsAt >= 0) {
+        entry.sumAbs = arena.f64(sumAbsAt, width).slice();
+        entry.maxAbs = arena.f32(maxAbsAt, width).slice();
+      }
+      stats.set(key, entry);
+    }
+    return stats;
+  }
+
+  /** Runs a block with its weights as they are now; its outputs are the inputs of the next one. */
+  async advance(layer: number): Promise<void> {
+    this.#arena.reset(this.#weightsMark);
+    const builder = new ProgramBuilder();
+    const block = await this.#place(builder, layer);
+    new BlockLowering(builder, this.#model.config, this.#buffers, builder.cache(this.#cache)).block(block);
+    await this.#run(builder, (residual) => residual);
+  }
+
+  async dispose(): Promise<void> {
+    await this.#engine.dispose();
+  }
+
+  async #place(builder: ProgramBuilder, layer: number) {
+    const model = this.#model;
+    const recipes = placeSites(this.#arena, model)(layer);
+    const open = Object.fromEntries(
+      SITES.map((site) => [site, { transforms: recipes[site].transforms, quantizer: null }]),
+    ) as Record<Site, SiteRecipe>;
+    return placeLayer(this.#arena, builder, model, layer, 0, open, { dense: true });
+  }
+
+  async #embed(): Promise<void> {
+    const builder = new ProgramBuilder();
+    const { config } = this.#model;
+    const { embed } = await placeEmbedding(this.#arena, builder, this.#model, { dense: true, head: false });
+    const edges = await placeEdges(this.#arena, builder, this.#model);
+    builder.emit("embed", {
+      rowsReg: REGISTER.rows,
+      dstAt: this.#buffers.residualAt,
+      ldDst: config.hiddenSize,
+      tokensAt: this.#tokensAt,
+      tableW: embed.weight,
+    });
+    edges.emitInput(builder, this.#buffers);
+    const { windows } = this.#options;
+    for (let w = 0; w < windows.length; w += this.#batch) {
+      const count = Math.min(this.#batch, windows.length - w);
+      this.#hidden.push(new Float32Array(count * this.#seqlen * config.hiddenSize));
+    }
+    await this.#run(builder, (residual) => residual);
+  }
+
+  /** Runs a program over all windows, chunk by chunk; `after` may give the rows that replace the hidden states. */
+  async #run(builder: ProgramBuilder, after: (residual: Float32Array) => Float32Array | null): Promise<void> {
+    const { maxRows, residualAt, positionsAt, sequencesAt } = this.#buffers;
+    const arena = this.#arena;
+    const d = this.#model.config.hiddenSize;
+    const program = this.#engine.load(
+      builder.build({
+        scratchAt: this.#scratchAt,
+        scratchLines: this.#perThread,
+        maxRows,
+        arenaLines: arena.usedLines,
+      }),
+    );
+    const registers = new Int32Array(this.#engine.memory, 0, 256);
+    const { windows } = this.#options;
+    try {
+      for (const [batch, hidden] of this.#hidden.entries()) {
+        const rows = hidden.length / d;
+        for (let start = 0; start < rows; start += maxRows) {
+          this.#options.signal?.throwIfAborted();
+          const count = Math.min(maxRows, rows - start);
+          const tokens = arena.i32(this.#tokensAt, count);
+          const positions = arena.i32(positionsAt, count);
+          const sequences = arena.i32(sequencesAt, count);
+          for (let i = 0; i < count; i++) {
+            const row = start + i;
+            const inBatch = Math.floor(row / this.#seqlen);
+            positions[i] = row % this.#seqlen;
+            sequences[i] = inBatch;
+            tokens[i] = (windows[batch * this.#batch + inBatch] as Int32Array)[row % this.#seqlen] as number;
+          }
+          const residual = arena.f32(residualAt, count * d);
+          residual.set(hidden.subarray(start * d, (start + count) * d));
+          registers[REGISTER.rows] = count;
+          await this.#engine.run(program);
+          const replacement = after(residual);
+          if (replacement) hidden.set(replacement, start * d);
+        }
+      }
+    } finally {
+      program.dispose();
+    }
+  }
+}

@@ -1,0 +1,176 @@
+/**
+ * Drives a compiled model: writes rows into the arena, sets the registers, runs the program, hands out views of the
+ * results. Knows page tables and chunking, nothing of text or sampling.
+ */
+import { NumericError, UsageError } from "../core/errors.js";
+import { LINE } from "../kernels/ops.js";
+import { PageTables } from "../kv/cache.js";
+import type { CompiledModel } from "../model/compile.js";
+import { REGISTER } from "../model/lower.js";
+import { ropeTables } from "../model/rope.js";
+
+/** Rows of one run. `sequences[i]` is the cache slot of row i, `positions[i]` its position there. */
+export interface Rows {
+  tokens: ArrayLike<number>;
+  positions: ArrayLike<number>;
+  sequences: ArrayLike<number>;
+}
+
+/** Statistics of one row of logits. */
+export interface LogitStats {
+  argmax: number;
+  max: number;
+  logSumExp: number;
+  target: number;
+}
+
+export class Runner {
+  readonly model: CompiledModel;
+  readonly tables: PageTables;
+  readonly #vocabRows: number;
+  #ropeLength: number;
+
+  constructor(model: CompiledModel, sequences = 1) {
+    this.model = model;
+    this.tables = new PageTables(model.cache, model.cacheTable, sequences);
+    this.#vocabRows = Math.ceil(model.config.vocabSize / 32) * 32;
+    this.#ropeLength = model.maxContext;
+  }
+
+  get vocabSize(): number {
+    return this.model.config.vocabSize;
+  }
+
+  /**
+   * Runs rows through all blocks (at most maxRows of them) and gives logits for the rows listed in `logitRows`.
+   * Rows of one sequence must come in rising position. Room must have been reserved.
+   */
+  async step(rows: Rows, logitRows: ArrayLike<number>, blocking = false): Promise<void> {
+    const { model } = this;
+    const n = rows.tokens.length;
+    if (n > model.maxRows || logitRows.length > model.maxLogitRows) {
+      throw new UsageError(`${n} rows with ${logitRows.length} logits exceed ${model.maxRows} and ${model.maxLogitRows}`);
+    }
+    this.#dynamicRope(rows);
+    const { arena, io, registers } = model;
+    for (let i = 0; i < n; i++) {
+      const token = rows.tokens[i] as number;
+      if (!(token >= 0 && token < this.vocabSize)) {
+        throw new UsageError(`token id ${token} is not in the vocabulary of ${this.vocabSize}`);
+      }
+    }
+    arena.i32(io.tokensAt, n).set(rows.tokens);
+    arena.i32(io.positionsAt, n).set(rows.positions);
+    arena.i32(io.sequencesAt, n).set(rows.sequences);
+    arena.i32(io.logitIndexAt, logitRows.length).set(logitRows);
+    registers[REGISTER.rows] = n;
+    registers[REGISTER.logitRows] = logitRows.length;
+    registers[REGISTER.statRows] = 0;
+    registers[REGISTER.klRows] = 0;
+    if (blocking) model.engine.runSync(model.step);
+    else await model.engine.run(model.step);
+  }
+
+  /** Logits of the i-th listed row [vocabSize]; valid until the next run. */
+  logits(i: number): Float32Array {
+    const { arena, io } = this.model;
+    return arena.f32(io.logitsAt + (i * this.#vocabRows * 4) / LINE, this.vocabSize);
+  }
+
+  /** Head on `count` rows of the last step starting at row `first`, with log-sum-exp and the logits of `targets`. */
+  async score(first: number, targets: ArrayLike<number>): Promise<LogitStats[]> {
+    const { model } = this;
+    const { arena, io, registers } = model;
+    const count = targets.length;
+    const index = arena.i32(io.logitIndexAt, count);
+    for (let i = 0; i < count; i++) index[i] = first + i;
+    arena.i32(io.targetsAt, count).set(targets);
+    registers[REGISTER.rows] = 0;
+    registers[REGISTER.logitRows] = count;
+    registers[REGISTER.statRows] = count;
+    registers[REGISTER.klRows] = 0;
+    await model.engine.run(model.head);
+    const ints = arena.i32(io.statsAt, count * 4);
+    const floats = arena.f32(io.statsAt, count * 4);
+    return Array.from({ length: count }, (_, i) => {
+      const stats = {
+        argmax: ints[4 * i] as number,
+        max: floats[4 * i + 1] as number,
+        logSumExp: floats[4 * i + 2] as number,
+        target: floats[4 * i + 3] as number,
+      };
+      if (!Number.isFinite(stats.logSumExp)) {
+        throw new NumericError("the logits are not finite", {
+          hint: "the model's weights or its quantization overflow; try more bits or another backend",
+        });
+      }
+      return stats;
+    });
+  }
+
+  /**
+   * KL(reference || this model) and top-1 agreement for the logit rows of the last `score`.
+   * @param reference logits [count, vocabSize] row by row
+   */
+  async divergence(count: number, reference: (row: number) => Float32Array): Promise<{ kl: number; same: boolean }[]> {
+    const { model } = this;
+    const { arena, io, registers } = model;
+    for (let i = 0; i < count; i++) {
+      arena.f32(io.referenceAt + (i * this.#vocabRows * 4) / LINE, this.vocabSize).set(reference(i));
+    }
+    registers[REGISTER.rows] = 0;
+    registers[REGISTER.logitRows] = 0;
+    registers[REGISTER.statRows] = 0;
+    registers[REGISTER.klRows] = count;
+    await model.engine.run(model.head);
+    const out = arena.f32(io.klAt, count * 2);
+    return Array.from({ length: count }, (_, i) => ({
+      kl: out[2 * i] as number,
+      same: out[2 * i + 1] === 1,
+    }));
+  }
+
+  /** Feeds tokens of one sequence from position `from` in chunks; logits (of the last token) only when asked for. */
+  async prefill(
+    slot: number,
+    tokens: ArrayLike<number>,
+    from: number,
+    options: { logits: boolean; signal?: AbortSignal | undefined; onChunk?: (done: number) => void },
+  ): Promise<void> {
+    this.tables.reserve(slot, from + tokens.length);
+    for (let start = 0; start < tokens.length; start += this.model.maxRows) {
+      options.signal?.throwIfAborted();
+      const end = Math.min(start + this.model.maxRows, tokens.length);
+      const chunk = Array.prototype.slice.call(tokens, start, end) as number[];
+      const last = end === tokens.length && options.logits;
+      await this.step(
+        {
+          tokens: chunk,
+          positions: chunk.map((_, i) => from + start + i),
+          sequences: new Int32Array(chunk.length).fill(slot),
+        },
+        last ? [chunk.length - 1] : [],
+      );
+      options.onChunk?.(end);
+    }
+  }
+
+  /** Dynamic NTK scaling depends on the length seen so far: its tables are rewritten when a run goes beyond it. */
+  #dynamicRope(rows: Rows): void {
+    const { config, arena, rope } = this.model;
+    if (config.rope.type !== "dynamic") return;
+    let length = config.maxPositionEmbeddings;
+    for (let i = 0; i < rows.positions.length; i++) {
+      length = Math.max(length, (rows.positions[i] as number) + 1);
+    }
+    if (length === this.#ropeLength) return;
+    const { cos, sin } = ropeTables(config, this.model.maxContext, length);
+    arena.f32(rope.cosAt, cos.length).set(cos);
+    arena.f32(rope.sinAt, sin.length).set(sin);
+    this.#ropeLength = length;
+  }
+
+  async dispose(): Promise<void> {
+    await this.model.dispose();
+  }
+}
