@@ -1,0 +1,75 @@
+/**
+ * Builds the parts named on the command line, or all: `wasm` (AssemblyScript kernels, two variants), `ts` (src/ -> dist/,
+ * one output file per source file, so that relative URLs to wasm/ and data/ hold in both), `native` (C addon; skipped
+ * with one line where no compiler answers).
+ */
+import { spawnSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, rmSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { build } from "tsdown";
+import { fail, native, nibble, root, runNode, walk } from "./common.mjs";
+import { markBuilt, PARTS } from "./parts.mjs";
+
+const BUILDERS = { wasm: buildWasm, ts: buildTypeScript, native: buildNative };
+const wanted = process.argv.slice(2);
+for (const name of wanted) {
+  if (!PARTS[name]) fail(`unknown part "${name}": one of ${Object.keys(PARTS).join(", ")}`, 2);
+}
+for (const name of wanted.length > 0 ? wanted : Object.keys(PARTS)) {
+  const begun = performance.now();
+  if (!(await BUILDERS[name]())) continue;
+  markBuilt(name);
+  console.log(`built ${name} in ${((performance.now() - begun) / 1000).toFixed(1)} s`);
+}
+
+function buildWasm() {
+  if (runNode([join(root, "scripts", "build-wasm.mjs")]) !== 0)
+    fail("the kernels did not compile.");
+  return true;
+}
+
+async function buildTypeScript() {
+  const source = join(nibble, "src");
+  const output = join(nibble, "dist");
+  rmSync(output, { recursive: true, force: true });
+  await build({
+    config: false,
+    cwd: nibble,
+    entry: ["src/index.ts", "src/browser.ts", "src/cli/main.ts"],
+    outDir: "dist",
+    format: "esm",
+    platform: "node",
+    target: "node20",
+    unbundle: true,
+    fixedExtension: false,
+    dts: true,
+    sourcemap: true,
+    clean: false,
+    logLevel: "warn",
+  });
+  // Threads of the wasm backend start from a plain module that no bundler may rewrite.
+  for (const file of walk(source).filter((path) => path.endsWith(".mjs"))) {
+    const target = join(output, relative(source, file));
+    mkdirSync(dirname(target), { recursive: true });
+    copyFileSync(file, target);
+  }
+  if (!existsSync(PARTS.ts.makes)) fail(`tsdown made no ${relative(root, PARTS.ts.makes)}`);
+  return true;
+}
+
+function buildNative() {
+  const compiler = process.env.CC ?? "cc";
+  const answer = spawnSync(compiler, ["--version"], {
+    stdio: "ignore",
+    shell: process.platform === "win32",
+  });
+  if (answer.error || answer.status !== 0) {
+    // Not marked as built: a compiler installed later is noticed at the next start.
+    console.log(
+      `native kernels skipped: no C compiler ("${compiler}") answers; WebAssembly runs instead`,
+    );
+    return false;
+  }
+  if (runNode([join(native, "build.mjs")]) !== 0) fail("the native kernels did not compile.");
+  return true;
+}
