@@ -63,3 +63,14 @@ export function formatCount(count: number): string {
 function pad(n: number): string {
   return String(n).padStart(2, "0");
 }
+
+/** Threads to use when nobody says: every processor this process may run on, at most 16. */
+export function defaultThreads(): number {
+  const count = globalThis.navigator?.hardwareConcurrency ?? processors();
+  return Math.max(1, Math.min(16, count));
+}
+
+/** Node 20 has no navigator. */
+function processors(): number {
+  return typeof process === "undefined" ? 1 : (process.getBuiltinModule?.("node:os").availableParallelism() ?? 1);
+}

@@ -75,8 +75,3 @@ export function allocateBuffers(arena: Arena, config: ModelConfig, sizes: Buffer
       : null,
   };
 }
-
-/** Scratch lines of one thread that every kernel may rely on: docs/engine.md, section 2. */
-export function scratchLines(maxK: number, maxWidth: number): number {
-  return Math.ceil((512 * 1024 + 32 * 4 * maxK + 16 * 4 * maxWidth) / LINE);
-}

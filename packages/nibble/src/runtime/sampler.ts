@@ -79,44 +79,72 @@ export class Sampler {
     const step = this.#step++;
     if (repetitionPenalty !== 1) penalize(logits, seen, repetitionPenalty);
     if (temperature === 0) return argmax(logits);
-    const candidates = this.#candidates(logits);
-    let u = new Philox(this.#options.seed, "sampler", step).uniform();
-    for (const { token, probability } of candidates) {
-      u -= probability;
-      if (u < 0) return token;
-    }
-    return (candidates[candidates.length - 1] ?? { token: argmax(logits) }).token;
+    const u = new Philox(this.#options.seed, "sampler", step).uniform();
+    return this.#draw(logits, u);
   }
 
-  /** The tokens that survive the filters, most likely first, with probabilities that sum to 1. */
-  #candidates(logits: Float32Array): { token: number; probability: number }[] {
+  /** Inverse of the cumulative distribution at u, over the tokens that survive the filters. */
+  #draw(logits: Float32Array, u: number): number {
     const { temperature, topK, topP, minP } = this.#options;
-    const max = logits[argmax(logits)] as number;
-    let list: { token: number; probability: number }[] = [];
+    const best = argmax(logits);
+    const max = logits[best] as number;
+    const weights = new Float64Array(logits.length);
     let total = 0;
     for (let token = 0; token < logits.length; token++) {
-      const probability = Math.exp(((logits[token] as number) - max) / temperature);
-      total += probability;
-      if (probability > 1e-12) list.push({ token, probability });
+      const weight = Math.exp(((logits[token] as number) - max) / temperature);
+      weights[token] = weight;
+      total += weight;
     }
-    list.sort((a, b) => b.probability - a.probability || a.token - b.token);
-    if (topK > 0) list = list.slice(0, topK);
-    if (topP < 1) {
-      if (topK > 0) total = list.reduce((sum, c) => sum + c.probability, 0);
-      let mass = 0;
-      const end = list.findIndex((c) => {
-        mass += c.probability / total;
-        return mass >= topP;
-      });
-      if (end >= 0) list = list.slice(0, end + 1);
-    }
-    if (minP > 0) {
-      const floor = minP * (list[0]?.probability ?? 0);
-      list = list.filter((c) => c.probability >= floor);
-    }
-    const kept = list.reduce((sum, c) => sum + c.probability, 0);
-    return list.map((c) => ({ token: c.token, probability: c.probability / kept }));
+    if (topK === 0 && topP === 1 && minP === 0) return pick(weights, null, total * u, best);
+
+    let kept = mostLikely(weights, total, topK, topP);
+    if (minP > 0) kept = kept.filter((token) => (weights[token] as number) >= minP);
+    const mass = kept.reduce((sum, token) => sum + (weights[token] as number), 0);
+    return pick(weights, kept, mass * u, best);
   }
+}
+
+/** First token at which the running sum of weights exceeds `goal`. */
+function pick(weights: Float64Array, tokens: number[] | null, goal: number, fallback: number): number {
+  let left = goal;
+  const count = tokens ? tokens.length : weights.length;
+  for (let i = 0; i < count; i++) {
+    const token = tokens ? (tokens[i] as number) : i;
+    left -= weights[token] as number;
+    if (left < 0) return token;
+  }
+  return fallback;
+}
+
+/**
+ * Tokens by falling weight (the largest weight is 1; ties by id) until topK of them, then until their share of the mass
+ * reaches topP. Sorting a whole vocabulary takes longer than a decoding step, so only tokens above a floor are sorted, and
+ * the floor falls until they suffice.
+ */
+function mostLikely(weights: Float64Array, total: number, topK: number, topP: number): number[] {
+  for (const floor of [1e-3, 1e-6, 0]) {
+    const list: number[] = [];
+    let mass = 0;
+    for (let token = 0; token < weights.length; token++) {
+      if ((weights[token] as number) >= floor) {
+        list.push(token);
+        mass += weights[token] as number;
+      }
+    }
+    const enough = topK > 0 ? list.length >= topK : mass >= topP * total;
+    if (!enough && floor > 0) continue;
+    list.sort((a, b) => (weights[b] as number) - (weights[a] as number) || a - b);
+    const first = topK > 0 ? list.slice(0, topK) : list;
+    if (topP === 1) return first;
+    const whole = topK > 0 ? first.reduce((sum, token) => sum + (weights[token] as number), 0) : total;
+    let reached = 0;
+    const end = first.findIndex((token) => {
+      reached += weights[token] as number;
+      return reached >= topP * whole;
+    });
+    return end < 0 ? first : first.slice(0, end + 1);
+  }
+  return [];
 }
 
 function penalize(logits: Float32Array, seen: Iterable<number>, penalty: number): void {

@@ -1,0 +1,204 @@
+/**
+ * Runs weight solvers over a model, block by block. Statistics come from one BlockRunner pass a block, shared by all
+ * linears of a site; a solved block is saved at once, so a killed run continues where it stopped with the same bytes.
+ */
+import { InterruptedError } from "../core/errors.js";
+import type { OnProgress } from "../core/progress.js";
+import { Philox } from "../core/rng.js";
+import type { QuantTensor } from "../encodings/types.js";
+import type { EngineLinalg } from "../linalg/engine-linalg.js";
+import { createMemo, type Schedule, type SolverMethod } from "../methods/contract.js";
+import { type Model, type Parameter, parameter } from "../model/model.js";
+import { type LinearRole, SITE_OF } from "../model/roles.js";
+import { type BlockRunner, type BlockStats, statsKey } from "../observers/block-runner.js";
+
+/** Which solver quantizes a parameter. */
+export interface Assignment {
+  method: SolverMethod<unknown>;
+  options: unknown;
+}
+
+/** What solving one parameter gave; goes into report.json. */
+export interface SolveRecord {
+  path: string;
+  method: string;
+  /** The solver's own estimate of the output error, if it has one. */
+  loss?: number;
+  notes: string[];
+}
+
+/** Solved blocks on disk (or in memory). `unit` is "embeddings" or "layer-<i>". */
+export interface SolveState {
+  load(unit: string): Promise<{ tensors: Map<string, QuantTensor>; records: SolveRecord[] } | null>;
+  save(unit: string, tensors: Map<string, QuantTensor>, records: SolveRecord[]): Promise<void>;
+}
+
+export interface QuantizeOptions {
+  /** Role path -> solver. */
+  assignments: ReadonlyMap<string, Assignment>;
+  seed: number;
+  linalg: EngineLinalg;
+  /** Made when the first layer needs statistics. */
+  createRunner: () => Promise<BlockRunner>;
+  state: SolveState;
+  onProgress: OnProgress;
+  signal?: AbortSignal;
+}
+
+const SCHEDULE: Schedule = { propagate: "quantized", trueSequential: false };
+/** Linears that see the same input are solved together; with trueSequential each stage sees the ones before it quantized. */
+const STAGES: LinearRole[][] = [["q", "k", "v"], ["o"], ["gate", "up"], ["down"]];
+
+/** Changes the parameters of `model` to what the solvers return. */
+export async function quantizeModel(model: Model, options: QuantizeOptions): Promise<SolveRecord[]> {
+  const { assignments, onProgress, signal } = options;
+  const records: SolveRecord[] = [];
+  const layers = model.config.numHiddenLayers;
+  const byLayer = new Map<number, Parameter[]>();
+  const tables: Parameter[] = [];
+  for (const path of assignments.keys()) {
+    const target = parameter(model, path);
+    const { layer } = target.spec;
+    if (layer === null) tables.push(target);
+    else byLayer.set(layer, [...(byLayer.get(layer) ?? []), target]);
+  }
+  const needsRunner = (targets: Parameter[]) =>
+    targets.some((t) => assignments.get(t.spec.path)?.method.needs.calibration);
+  const lastCalibrated = Math.max(-1, ...[...byLayer].filter(([, t]) => needsRunner(t)).map(([i]) => i));
+  const context = (log: (line: string) => void) => ({ options, memo: createMemo(), log });
+
+  let runner: BlockRunner | null = null;
+  try {
+    for (let layer = 0; layer < layers; layer++) {
+      const targets = byLayer.get(layer) ?? [];
+      if (targets.length === 0 && layer > lastCalibrated) continue;
+      checkSignal(signal);
+      const unit = `layer-${layer}`;
+      const saved = await options.state.load(unit);
+      const solved = saved?.tensors ?? new Map<string, QuantTensor>();
+      const layerRecords = saved?.records ?? [];
+      const schedule = scheduleOf(targets, assignments);
+      if (layer <= lastCalibrated) runner ??= await options.createRunner();
+      const calibrates = layer <= lastCalibrated ? runner : null;
+
+      if (!saved && targets.length > 0) {
+        const stages = schedule.trueSequential ? STAGES : [STAGES.flat()];
+        let stats: BlockStats | null = null;
+        for (const [index, roles] of stages.entries()) {
+          const stage = targets.filter((t) => t.spec.role && roles.includes(t.spec.role));
+          if (stage.length === 0) continue;
+          if (calibrates && needsRunner(stage)) {
+            stats = await calibrates.observe(layer, wanted(stage, assignments));
+          }
+          if (index === 0 && calibrates && schedule.propagate === "original") await calibrates.advance(layer);
+          const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
+          for (const target of stage) {
+            checkSignal(signal);
+            const record = await solveOne(target, stats, solved, ctx);
+            layerRecords.push(record);
+          }
+          for (const target of stage) install(target, solved);
+        }
+        await options.state.save(unit, solved, layerRecords);
+      } else {
+        if (calibrates && schedule.propagate === "original") await calibrates.advance(layer);
+        for (const target of targets) install(target, solved);
+      }
+      if (calibrates && layer < lastCalibrated && schedule.propagate === "quantized") {
+        await calibrates.advance(layer);
+      }
+      records.push(...layerRecords);
+      const losses = layerRecords.flatMap((r) => (r.loss === undefined ? [] : [r.loss]));
+      onProgress({
+        type: "step",
+        stage: "quantizing",
+        item: layer + 1,
+        total: layers,
+        name: `layer ${layer}`,
+        loss: losses.length > 0 ? losses.reduce((a, b) => a + b, 0) : undefined,
+      });
+    }
+  } finally {
+    await runner?.dispose();
+  }
+
+  if (tables.length > 0) {
+    checkSignal(signal);
+    const saved = await options.state.load("embeddings");
+    const solved = saved?.tensors ?? new Map<string, QuantTensor>();
+    const tableRecords = saved?.records ?? [];
+    if (!saved) {
+      const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
+      for (const target of tables) tableRecords.push(await solveOne(target, null, solved, ctx));
+      await options.state.save("embeddings", solved, tableRecords);
+    }
+    for (const target of tables) install(target, solved);
+    records.push(...tableRecords);
+    onProgress({ type: "step", stage: "quantizing", item: layers, total: layers, name: "embeddings" });
+  }
+  return records;
+}
+
+async function solveOne(
+  target: Parameter,
+  stats: BlockStats | null,
+  solved: Map<string, QuantTensor>,
+  ctx: { options: QuantizeOptions; memo: ReturnType<typeof createMemo>; log: (line: string) => void },
+): Promise<SolveRecord> {
+  const { path, role, expert, shape } = target.spec;
+  const assignment = ctx.options.assignments.get(path);
+  if (!assignment || "quant" in target.weight) throw new Error(`${path} is already quantized`);
+  const { method } = assignment;
+  const site = role ? SITE_OF[role] : null;
+  // Router-side experts have statistics of their own; attention sites never do.
+  const key = site ? statsKey(site, expert) : null;
+  const result = await method.solve(
+    await target.weight.read(),
+    { n: shape[0] as number, k: shape[1] as number, path },
+    method.needs.calibration && key ? (stats?.get(key) ?? null) : null,
+    assignment.options,
+    {
+      rng: new Philox(ctx.options.seed, `${method.id}:${path}`),
+      engineLinalg: ctx.options.linalg,
+      log: ctx.log,
+      memo: ctx.memo,
+    },
+  );
+  solved.set(path, result.tensor);
+  return {
+    path,
+    method: method.id,
+    ...(result.loss === undefined ? {} : { loss: result.loss }),
+    notes: result.notes ?? [],
+  };
+}
+
+function install(target: Parameter, solved: Map<string, QuantTensor>): void {
+  const tensor = solved.get(target.spec.path);
+  if (!tensor) throw new Error(`${target.spec.path} was not solved`);
+  target.weight = { quant: async () => tensor };
+}
+
+function wanted(targets: Parameter[], assignments: ReadonlyMap<string, Assignment>) {
+  const needs = targets.map((t) => assignments.get(t.spec.path)?.method.needs);
+  return {
+    hessian: needs.some((n) => n?.hessian),
+    absStats: needs.some((n) => n?.absStats),
+  };
+}
+
+/** Methods that share a block share its schedule: the strictest wins. */
+function scheduleOf(targets: Parameter[], assignments: ReadonlyMap<string, Assignment>): Schedule {
+  const schedules = targets.map((t) => {
+    const assignment = assignments.get(t.spec.path);
+    return assignment?.method.schedule?.(assignment.options) ?? SCHEDULE;
+  });
+  return {
+    propagate: schedules.some((s) => s.propagate === "original") ? "original" : "quantized",
+    trueSequential: schedules.some((s) => s.trueSequential),
+  };
+}
+
+function checkSignal(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new InterruptedError("interrupted; finished layers are saved");
+}
