@@ -39,7 +39,10 @@ export function checkRange(name: string, size: number, offset: number, length: n
 
 /** Memory as a source. Reads are views. */
 export function bufferSource(data: ArrayBuffer | Uint8Array, name = "memory"): ByteSource {
-  const bytes = data instanceof Uint8Array ? data : new Uint8Array(data);
+  // A Node Buffer is taken as the plain array it is: its slice() does not copy.
+  const bytes = ArrayBuffer.isView(data)
+    ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+    : new Uint8Array(data);
   return {
     name,
     size: bytes.byteLength,

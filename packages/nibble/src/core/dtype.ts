@@ -75,7 +75,10 @@ function bf16Bits(bits: number): number {
 }
 
 /** Decodes binary16 codes into `out` (same length). */
-export function decodeF16(codes: Uint16Array, out = new Float32Array(codes.length)): Float32Array {
+export function decodeF16(
+  codes: Uint16Array,
+  out: Float32Array = new Float32Array(codes.length),
+): Float32Array {
   const table = f16Values();
   for (let i = 0; i < codes.length; i++) out[i] = table[codes[i] as number] as number;
   return out;
@@ -90,7 +93,10 @@ export function encodeF16(values: Float32Array): Uint16Array {
 }
 
 /** Decodes bfloat16 codes into `out` (same length). */
-export function decodeBf16(codes: Uint16Array, out = new Float32Array(codes.length)): Float32Array {
+export function decodeBf16(
+  codes: Uint16Array,
+  out: Float32Array = new Float32Array(codes.length),
+): Float32Array {
   const bits = new Uint32Array(out.buffer, out.byteOffset, out.length);
   for (let i = 0; i < codes.length; i++) bits[i] = (codes[i] as number) << 16;
   return out;
