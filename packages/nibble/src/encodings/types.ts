@@ -52,8 +52,10 @@ export interface Lut {
         rowsPerTile: number;
         colsPerTile: number;
         classes: 1 | 2;
+        /** Class of each column [k], 0 or 1; present exactly when classes = 2. */
         colClass?: Uint8Array;
         values: StoredFloats;
+        /** values are [tiles, classes, bits]: entry c is the sum of the values of its set bits. */
         additive?: boolean;
       };
   groupSize: GroupSize;

@@ -1,0 +1,82 @@
+/**
+ * The entry of a linear in nibble.json (`linears.<module>`): the fields of a QuantTensor without buffers. Strict: an unknown
+ * key or an impossible size is a FormatError before any tensor is touched.
+ */
+import { z } from "zod";
+import { FormatError } from "../core/errors.js";
+import { TABLE_NAMES } from "./tables.js";
+
+const dimension = z.int().min(1).max(0x7fffffff);
+const bits = z.int().min(1).max(8);
+const floatType = z.enum(["f32", "f16", "bf16"]);
+const groupSize = z.union([dimension, z.enum(["channel", "tensor"])]);
+
+const common = {
+  /** [n, k] = [out, in] */
+  shape: z.tuple([dimension, dimension]),
+  csr: z
+    .strictObject({ entries: z.int().min(0), columns: z.enum(["u16", "u32"]), values: floatType })
+    .optional(),
+  lowRank: z
+    .array(z.strictObject({ rank: dimension, a: floatType, b: floatType, alpha: z.number() }))
+    .optional(),
+  pre: z.array(
+    z.discriminatedUnion("op", [
+      z.strictObject({ op: z.literal("scale"), type: floatType }),
+      z.strictObject({ op: z.literal("perm") }),
+    ]),
+  ),
+  post: z.array(z.strictObject({ op: z.literal("layernorm") })),
+};
+
+const gint = z.strictObject({
+  encoding: z.literal("gint"),
+  ...common,
+  bits,
+  groupSize,
+  scale: floatType,
+  /** Integer zero points; a constant; or float zeros of a type. */
+  zero: z.union([
+    z.literal("int"),
+    z.strictObject({ const: z.number() }),
+    z.strictObject({ float: floatType }),
+  ]),
+  /** Bits of integer zero points where they differ from `bits`. */
+  zeroBits: bits.optional(),
+});
+
+const lut = z.strictObject({
+  encoding: z.literal("lut"),
+  ...common,
+  bits,
+  groupSize,
+  table: z.union([
+    z.enum(TABLE_NAMES as [string, ...string[]]),
+    z.strictObject({
+      rowsPerTile: dimension,
+      colsPerTile: dimension,
+      classes: z.union([z.literal(1), z.literal(2)]),
+      values: floatType,
+      additive: z.boolean().optional(),
+    }),
+  ]),
+  scale: floatType.optional(),
+  scaleNegative: floatType.optional(),
+});
+
+const dense = z.strictObject({ encoding: z.literal("dense"), ...common, type: floatType });
+
+export const tensorDescriptionSchema = z.discriminatedUnion("encoding", [gint, lut, dense]);
+export type TensorDescription = z.infer<typeof tensorDescriptionSchema>;
+
+/** @throws FormatError naming the module and the offending key. */
+export function parseDescription(module: string, json: unknown): TensorDescription {
+  const parsed = tensorDescriptionSchema.safeParse(json);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  const path = issue?.path.length ? `.${issue.path.join(".")}` : "";
+  throw new FormatError(issue?.message ?? "not a tensor description", {
+    place: `linears.${module}${path}`,
+    hint: "The artifact is damaged, or was written by a newer version.",
+  });
+}
