@@ -50,7 +50,10 @@ const SCHEDULE: Schedule = { propagate: "quantized", trueSequential: false };
 const STAGES: LinearRole[][] = [["q", "k", "v"], ["o"], ["gate", "up"], ["down"]];
 
 /** Changes the parameters of `model` to what the solvers return. */
-export async function quantizeModel(model: Model, options: QuantizeOptions): Promise<SolveRecord[]> {
+export async function quantizeModel(
+  model: Model,
+  options: QuantizeOptions,
+): Promise<SolveRecord[]> {
   const { assignments, onProgress, signal } = options;
   const records: SolveRecord[] = [];
   const layers = model.config.numHiddenLayers;
@@ -64,7 +67,10 @@ export async function quantizeModel(model: Model, options: QuantizeOptions): Pro
   }
   const needsRunner = (targets: Parameter[]) =>
     targets.some((t) => assignments.get(t.spec.path)?.method.needs.calibration);
-  const lastCalibrated = Math.max(-1, ...[...byLayer].filter(([, t]) => needsRunner(t)).map(([i]) => i));
+  const lastCalibrated = Math.max(
+    -1,
+    ...[...byLayer].filter(([, t]) => needsRunner(t)).map(([i]) => i),
+  );
   const context = (log: (line: string) => void) => ({ options, memo: createMemo(), log });
 
   let runner: BlockRunner | null = null;
@@ -90,7 +96,8 @@ export async function quantizeModel(model: Model, options: QuantizeOptions): Pro
           if (calibrates && needsRunner(stage)) {
             stats = await calibrates.observe(layer, wanted(stage, assignments));
           }
-          if (index === 0 && calibrates && schedule.propagate === "original") await calibrates.advance(layer);
+          if (index === 0 && calibrates && schedule.propagate === "original")
+            await calibrates.advance(layer);
           const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
           for (const target of stage) {
             checkSignal(signal);
@@ -134,7 +141,13 @@ export async function quantizeModel(model: Model, options: QuantizeOptions): Pro
     }
     for (const target of tables) install(target, solved);
     records.push(...tableRecords);
-    onProgress({ type: "step", stage: "quantizing", item: layers, total: layers, name: "embeddings" });
+    onProgress({
+      type: "step",
+      stage: "quantizing",
+      item: layers,
+      total: layers,
+      name: "embeddings",
+    });
   }
   return records;
 }
@@ -143,7 +156,11 @@ async function solveOne(
   target: Parameter,
   stats: BlockStats | null,
   solved: Map<string, QuantTensor>,
-  ctx: { options: QuantizeOptions; memo: ReturnType<typeof createMemo>; log: (line: string) => void },
+  ctx: {
+    options: QuantizeOptions;
+    memo: ReturnType<typeof createMemo>;
+    log: (line: string) => void;
+  },
 ): Promise<SolveRecord> {
   const { path, role, expert, shape } = target.spec;
   const assignment = ctx.options.assignments.get(path);

@@ -4,11 +4,11 @@
  * distribution, so that frequent contexts are frequent in the statistics too. All windows are written side by side.
  */
 import type { OnProgress } from "../core/progress.js";
-import { openModel } from "../runtime/open.js";
-import { Sampler } from "../runtime/sampler.js";
+import { Philox } from "../core/rng.js";
 import type { BackendId } from "../kernels/contract.js";
 import type { Model } from "../model/model.js";
-import { Philox } from "../core/rng.js";
+import { openModel } from "../runtime/open.js";
+import { Sampler } from "../runtime/sampler.js";
 
 /** Tokens after the start that are chosen greedily (LLM-QAT, section 3.1: 3 to 5). */
 const GREEDY_TOKENS = 4;
@@ -26,7 +26,10 @@ export interface SelfCalibrationOptions {
 }
 
 /** Deterministic in (model, options) for one backend. */
-export async function generateCalibration(model: Model, options: SelfCalibrationOptions): Promise<Int32Array[]> {
+export async function generateCalibration(
+  model: Model,
+  options: SelfCalibrationOptions,
+): Promise<Int32Array[]> {
   const { samples, seqlen, seed } = options;
   const batch = Math.min(BATCH, samples);
   const opened = await openModel(model, {
@@ -46,7 +49,9 @@ export async function generateCalibration(model: Model, options: SelfCalibration
     for (let first = 0; first < samples; first += batch) {
       const count = Math.min(batch, samples - first);
       const group = Array.from({ length: count }, () => new Int32Array(seqlen));
-      const samplers = group.map((_, i) => new Sampler({ temperature: 1, seed: seed * 65_537 + first + i }));
+      const samplers = group.map(
+        (_, i) => new Sampler({ temperature: 1, seed: seed * 65_537 + first + i }),
+      );
       for (let slot = 0; slot < count; slot++) {
         runner.tables.truncate(slot, 0);
         runner.tables.reserve(slot, seqlen);

@@ -1,0 +1,9 @@
+/** Folders that nibble keeps between runs. Node only. */
+import { homedir } from "node:os";
+import { join, resolve } from "node:path";
+
+/** `NIBBLE_HOME`, default `~/.cache/nibble`: resume state, prepared artifacts, fetched models. */
+export function nibbleHome(): string {
+  const set = process.env.NIBBLE_HOME;
+  return set ? resolve(set) : join(homedir(), ".cache", "nibble");
+}

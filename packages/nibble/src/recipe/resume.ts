@@ -1,0 +1,106 @@
+/**
+ * Solved blocks on disk: a run that was interrupted, killed or ran out of disk continues with the block it was in. The
+ * folder's name is a fingerprint of everything that decides the result (model, recipe, calibration tokens, seed, backend,
+ * version), so state of another run can never be picked up.
+ */
+import { createHash } from "node:crypto";
+import { mkdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { NibbleError } from "../core/errors.js";
+import { fileSource } from "../core/file-source.js";
+import { nibbleHome } from "../core/home.js";
+import { describe, deserialize, type StoredDtype, serialize } from "../encodings/serialize.js";
+import type { QuantTensor } from "../encodings/types.js";
+import { openSafetensors } from "../formats/safetensors.js";
+import { saveSafetensors } from "../formats/safetensors-save.js";
+import type { SolveRecord, SolveState } from "./quantize-model.js";
+
+/** SHA-256 of values that JSON can hold, in a fixed key order. */
+export function fingerprint(parts: Record<string, unknown>): string {
+  const sorted = (value: unknown): unknown =>
+    Array.isArray(value)
+      ? value.map(sorted)
+      : value && typeof value === "object"
+        ? Object.fromEntries(
+            Object.entries(value)
+              .sort(([a], [b]) => (a < b ? -1 : 1))
+              .map(([k, v]) => [k, sorted(v)]),
+          )
+        : value;
+  return createHash("sha256").update(JSON.stringify(sorted(parts))).digest("hex");
+}
+
+/** Nothing is kept: for runs without resume. Tensors stay in memory with the model. */
+export const noState: SolveState = { load: async () => null, save: async () => {} };
+
+interface UnitFacts {
+  modules: Record<string, unknown>;
+  records: SolveRecord[];
+}
+
+export interface DiskState extends SolveState {
+  readonly folder: string;
+  /** Units found when the state was opened. */
+  remove(): Promise<void>;
+}
+
+/**
+ * @param id fingerprint of the run
+ * @param log told when a damaged file of the state is solved again
+ */
+export async function openDiskState(id: string, log: (line: string) => void): Promise<DiskState> {
+  const folder = join(nibbleHome(), "resume", id.slice(0, 32));
+  await mkdir(folder, { recursive: true });
+  const file = (unit: string) => join(folder, `${unit}.safetensors`);
+  return {
+    folder,
+    async load(unit) {
+      let source: Awaited<ReturnType<typeof fileSource>>;
+      try {
+        source = await fileSource(file(unit));
+      } catch (error) {
+        if (error instanceof NibbleError) return null; // not solved yet
+        throw error;
+      }
+      try {
+        const reader = await openSafetensors(source);
+        const facts = JSON.parse(reader.metadata.get("nibble") ?? "null") as UnitFacts | null;
+        if (!facts) throw new Error("no description");
+        const tensors = new Map<string, QuantTensor>();
+        for (const [path, description] of Object.entries(facts.modules)) {
+          const tensor = await deserialize(path, description, async (name) => {
+            const entry = reader.tensors.get(name);
+            if (!entry) throw new Error(`${name} is missing`);
+            return {
+              name,
+              dtype: entry.dtype as StoredDtype,
+              shape: [...entry.shape],
+              bytes: await reader.readRaw(name),
+            };
+          });
+          tensors.set(path, tensor);
+        }
+        return { tensors, records: facts.records };
+      } catch (error) {
+        log(`saved state of ${unit} cannot be used (${(error as Error).message}); it is solved again`);
+        return null;
+      } finally {
+        await source.close();
+      }
+    },
+    async save(unit, tensors, records) {
+      const facts: UnitFacts = { modules: {}, records };
+      const parts = [];
+      for (const [path, tensor] of tensors) {
+        facts.modules[path] = describe(tensor);
+        for (const { name, dtype, shape, bytes } of serialize(path, tensor)) {
+          parts.push({ name, dtype, shape, data: () => bytes });
+        }
+      }
+      await saveSafetensors(file(unit), parts, { nibble: JSON.stringify(facts) });
+    },
+    async remove() {
+      await rm(folder, { recursive: true, force: true });
+    },
+  };
+}
