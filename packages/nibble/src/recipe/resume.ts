@@ -27,7 +27,9 @@ export function fingerprint(parts: Record<string, unknown>): string {
               .map(([k, v]) => [k, sorted(v)]),
           )
         : value;
-  return createHash("sha256").update(JSON.stringify(sorted(parts))).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify(sorted(parts)))
+    .digest("hex");
 }
 
 /** Nothing is kept: for runs without resume. Tensors stay in memory with the model. */
@@ -82,7 +84,9 @@ export async function openDiskState(id: string, log: (line: string) => void): Pr
         }
         return { tensors, records: facts.records };
       } catch (error) {
-        log(`saved state of ${unit} cannot be used (${(error as Error).message}); it is solved again`);
+        log(
+          `saved state of ${unit} cannot be used (${(error as Error).message}); it is solved again`,
+        );
         return null;
       } finally {
         await source.close();

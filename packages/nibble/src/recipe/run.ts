@@ -1,0 +1,233 @@
+/**
+ * `compress`: a model and a recipe in, an artifact out. Transforms are recorded as folds, weights are read, solved and
+ * saved layer by layer, the artifact is written beside its place and renamed.
+ */
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { resolve } from "node:path";
+import { ModelError, UsageError } from "../core/errors.js";
+import { defaultThreads, peakRssBytes } from "../core/memory.js";
+import type { OnProgress } from "../core/progress.js";
+import { Philox } from "../core/rng.js";
+import { VERSION } from "../core/version.js";
+import { loadModel } from "../formats/load.js";
+import { isArtifact, saveArtifact, saveReport } from "../formats/nibble.js";
+import type { BackendId } from "../kernels/contract.js";
+import { selectBackend } from "../kernels/select.js";
+import { planCache } from "../kv/cache.js";
+import { kvPreset } from "../kv/presets.js";
+import type { ModelMethod } from "../methods/contract.js";
+import type { Model } from "../model/model.js";
+import { Tokenizer } from "../model/tokenizer.js";
+import { BlockRunner } from "../observers/block-runner.js";
+import { sampleWindows } from "../observers/calibration.js";
+import { createKernelLinalg } from "../observers/kernel-linalg.js";
+import { applyActivations, assignModules, stepsOf } from "./assign.js";
+import { recipeToJson } from "./load.js";
+import { quantizeModel, type SolveRecord } from "./quantize-model.js";
+import { fingerprint, noState, openDiskState } from "./resume.js";
+import type { Recipe } from "./schema.js";
+import { generateCalibration } from "./self-calibration.js";
+
+export interface CompressOptions {
+  /** Folder of the artifact. */
+  output: string;
+  backend?: "auto" | BackendId;
+  threads?: number;
+  /** Keep solved layers under NIBBLE_HOME so that a killed run continues; default true. */
+  resume?: boolean;
+  onProgress?: OnProgress;
+  signal?: AbortSignal;
+}
+
+export interface CompressResult {
+  output: string;
+  sha256: string;
+  bitsPerWeight: { linears: number; whole: number };
+  bytes: number;
+  parameters: number;
+  seconds: number;
+  peakBytes: number;
+  backend: string;
+  calibration: { tokens: number; source: string } | null;
+  layers: SolveRecord[];
+}
+
+/**
+ * @throws RecipeError, ModelError, NumericError, ResourceError naming place and next step; InterruptedError after an
+ * abort, with every finished layer saved
+ */
+export async function compress(
+  source: string | Model,
+  recipe: Recipe,
+  options: CompressOptions,
+): Promise<CompressResult> {
+  const started = performance.now();
+  const onProgress = options.onProgress ?? (() => {});
+  const log = (message: string, level: "info" | "warn" = "info") => onProgress({ type: "log", level, message });
+  const output = resolve(options.output);
+  const threads = options.threads ?? defaultThreads();
+  const model =
+    typeof source === "string"
+      ? await loadModel(source, { onProgress, ...(options.signal ? { signal: options.signal } : {}) })
+      : source;
+  try {
+    if ([...model.parameters.values()].some((p) => "quant" in p.weight)) {
+      throw new ModelError(`${model.source.id} is already quantized`, {
+        hint: "compress the original model; quantizing twice only adds error",
+      });
+    }
+    const backend = await selectBackend(options.backend ?? "auto", (line) => log(line));
+    const status = await backend.status();
+    const backendName = `${backend.id} ${status.variant ?? ""}`.trim();
+
+    await applyTransforms(model, recipe, log);
+    const specs = [...model.parameters.values()].map((p) => p.spec);
+    const assignments = new Map(
+      assignModules(recipe, specs).map(({ spec, method, options: own }) => [spec.path, { method, options: own }]),
+    );
+    await applyModelSteps(model, recipe, log);
+
+    const calibrates = [...assignments.values()].some((a) => a.method.needs.calibration);
+    const windows = calibrates ? await calibrationWindows(model, recipe, { ...options, threads, onProgress }) : [];
+    const recipeJson = recipeToJson(recipe);
+    const id = fingerprint({
+      model: await model.source.sha256(),
+      recipe: recipeJson,
+      calibration: hashTokens(windows),
+      backend: backendName,
+      version: VERSION,
+    });
+    const state = options.resume === false ? null : await openDiskState(id, (line) => log(line, "warn"));
+    const linalg = await createKernelLinalg(backend, threads, largestShape(model));
+    let layers: SolveRecord[];
+    try {
+      layers = await quantizeModel(model, {
+        assignments,
+        seed: recipe.seed,
+        linalg,
+        createRunner: () =>
+          BlockRunner.create(model, {
+            backend,
+            threads,
+            windows,
+            cache: (tokens, sequences) =>
+              planCache(kvPreset("fp32"), model.config, { tokens, sequences, layers: 1 }),
+            ...(options.signal ? { signal: options.signal } : {}),
+          }),
+        state: state ?? noState,
+        onProgress,
+        ...(options.signal ? { signal: options.signal } : {}),
+      });
+    } finally {
+      await linalg.dispose();
+    }
+    onProgress({ type: "step", stage: "writing", item: 0, total: 1, name: "artifact" });
+    const saved = await saveArtifact(output, model, {
+      version: VERSION,
+      backend: backendName,
+      recipe: recipeJson,
+      seed: recipe.seed,
+    });
+    const result: CompressResult = {
+      output,
+      ...saved,
+      seconds: (performance.now() - started) / 1000,
+      peakBytes: peakRssBytes(),
+      backend: backendName,
+      calibration: calibrates
+        ? {
+            tokens: windows.length * (windows[0]?.length ?? 0),
+            source: recipe.calibration.file ? "file" : "written by the model",
+          }
+        : null,
+      layers,
+    };
+    const { output: _place, ...measured } = result;
+    await saveReport(output, { version: VERSION, ...measured });
+    await state?.remove();
+    onProgress({ type: "step", stage: "writing", item: 1, total: 1, name: "artifact" });
+    return result;
+  } finally {
+    if (typeof source === "string") await model.close();
+  }
+}
+
+/** Transforms in recipe order; they record folds and read nothing. */
+async function applyTransforms(model: Model, recipe: Recipe, log: (line: string) => void): Promise<void> {
+  for (const [index, step] of stepsOf(recipe, "transform").entries()) {
+    const method = step.method as ModelMethod<unknown>;
+    await method.apply(model, step.options, {
+      rng: new Philox(recipe.seed, `${method.id}:${index}`),
+      log,
+    });
+  }
+}
+
+/** Activation quantizers and cache recipe. */
+async function applyModelSteps(model: Model, recipe: Recipe, log: (line: string) => void): Promise<void> {
+  const apply = (method: ModelMethod<unknown>, options: unknown, target: Model) =>
+    method.apply(target, options, { rng: new Philox(recipe.seed, method.id), log });
+  await applyActivations(model, recipe, apply, log);
+  for (const step of stepsOf(recipe, "kv")) {
+    await apply(step.method as ModelMethod<unknown>, step.options, model);
+  }
+}
+
+/** Windows from the user's file, or text that the model writes. */
+async function calibrationWindows(
+  model: Model,
+  recipe: Recipe,
+  options: CompressOptions & { threads: number; onProgress: OnProgress },
+): Promise<Int32Array[]> {
+  const { file, samples, seqlen } = recipe.calibration;
+  if (file === null) {
+    options.onProgress({
+      type: "log",
+      level: "info",
+      message: "no calibration file: the model writes its own calibration text",
+    });
+    return generateCalibration(model, {
+      samples,
+      seqlen,
+      seed: recipe.seed,
+      threads: options.threads,
+      onProgress: options.onProgress,
+      ...(options.backend ? { backend: options.backend } : {}),
+      ...(options.signal ? { signal: options.signal } : {}),
+    });
+  }
+  let text: string;
+  try {
+    text = await readFile(file, "utf8");
+  } catch (cause) {
+    throw new UsageError("the calibration file cannot be read", { place: file, hint: "check --calibration", cause });
+  }
+  if (!model.files.has("tokenizer.json")) {
+    throw new ModelError("the model has no tokenizer, so a calibration text cannot be read", {
+      hint: "put tokenizer.json beside the weights, or choose a method that needs no data (rtn)",
+    });
+  }
+  const ids = Tokenizer.fromFiles(model.files).encode(text, { special: true });
+  return sampleWindows(ids, samples, seqlen, recipe.seed);
+}
+
+function hashTokens(windows: Int32Array[]): string {
+  const hash = createHash("sha256");
+  for (const window of windows) hash.update(new Uint8Array(window.buffer, window.byteOffset, window.byteLength));
+  return hash.digest("hex");
+}
+
+/** Rows and columns of the largest linear of a block: what the solvers' linear algebra must hold. */
+function largestShape(model: Model): { n: number; k: number } {
+  let n = 1;
+  let k = 1;
+  for (const { spec } of model.parameters.values()) {
+    if (spec.kind !== "linear") continue;
+    n = Math.max(n, spec.shape[0] ?? 1);
+    k = Math.max(k, spec.shape[1] ?? 1);
+  }
+  return { n, k };
+}
+
+export { isArtifact };
