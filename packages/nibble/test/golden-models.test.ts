@@ -5,7 +5,7 @@
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { fileSource } from "../src/core/file-source.js";
-import { loadModel } from "../src/formats/load.js";
+import { loadModel } from "../src/runtime/load-model.js";
 import { openSafetensors } from "../src/formats/safetensors.js";
 import type { BackendId } from "../src/kernels/contract.js";
 import { openModel } from "../src/runtime/open.js";

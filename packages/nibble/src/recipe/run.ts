@@ -10,7 +10,7 @@ import { defaultThreads, peakRssBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
 import { VERSION } from "../core/version.js";
-import { loadModel } from "../formats/load.js";
+import { loadModel } from "../runtime/load-model.js";
 import { isArtifact, saveArtifact, saveReport } from "../formats/nibble.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";

@@ -1,6 +1,6 @@
 /** Opens any `<model>` for running: resolves the name, loads it, plans its cache, compiles it for a backend. */
 import { UsageError } from "../core/errors.js";
-import { loadModel } from "../formats/load.js";
+import { loadModel } from "./load-model.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { planCache } from "../kv/cache.js";

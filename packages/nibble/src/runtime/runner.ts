@@ -77,13 +77,13 @@ export class Runner {
     return arena.f32(io.logitsAt + (i * this.#vocabRows * 4) / LINE, this.vocabSize);
   }
 
-  /** Head on `count` rows of the last step starting at row `first`, with log-sum-exp and the logits of `targets`. */
-  async score(first: number, targets: ArrayLike<number>): Promise<LogitStats[]> {
+  /** Head on rows of the last step (`targets.length` from row `rows` on, or the listed ones), with log-sum-exp and the logits of `targets`. */
+  async score(rows: number | ArrayLike<number>, targets: ArrayLike<number>): Promise<LogitStats[]> {
     const { model } = this;
     const { arena, io, registers } = model;
     const count = targets.length;
     const index = arena.i32(io.logitIndexAt, count);
-    for (let i = 0; i < count; i++) index[i] = first + i;
+    for (let i = 0; i < count; i++) index[i] = typeof rows === "number" ? rows + i : (rows[i] as number);
     arena.i32(io.targetsAt, count).set(targets);
     registers[REGISTER.rows] = 0;
     registers[REGISTER.logitRows] = count;
