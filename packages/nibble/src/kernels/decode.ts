@@ -9,8 +9,8 @@ import {
   HEADER,
   type HeaderField,
   OP_NAMES,
-  type OpName,
   OPS,
+  type OpName,
   PROGRAM_MAGIC,
   PROGRAM_VERSION,
   WEIGHT,
@@ -53,7 +53,10 @@ function record<F extends string>(words: Int32Array, start: number, fields: read
 /** @throws BackendError code "program" when the words are not a program. */
 export function decodeProgram(words: Int32Array): DecodedProgram {
   if (words.length < HEADER.length + 1) {
-    throw programError("header", `a program has at least ${HEADER.length + 1} words, not ${words.length}`);
+    throw programError(
+      "header",
+      `a program has at least ${HEADER.length + 1} words, not ${words.length}`,
+    );
   }
   const header = record(words, 0, HEADER);
   if (header.magic !== PROGRAM_MAGIC) throw programError("header", "the magic number is wrong");
@@ -95,7 +98,10 @@ function decodeCode(words: Int32Array, start: number): Instruction[] {
     const fields = OPS[op] as readonly string[];
     const length = words[word + 1];
     if (length !== fields.length + 2) {
-      throw programError(`word ${word} (${op})`, `${length} words, the op has ${fields.length + 2}`);
+      throw programError(
+        `word ${word} (${op})`,
+        `${length} words, the op has ${fields.length + 2}`,
+      );
     }
     if (word + length >= words.length) {
       throw programError(`word ${word} (${op})`, "the program ends inside the instruction");

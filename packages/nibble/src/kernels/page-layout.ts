@@ -6,7 +6,9 @@ export const isIntCodec = (codec: number): boolean =>
 
 /** Bytes of the elements of 32 tokens of one head, parameters not counted. */
 export function planeBytes(codec: number, headDim: number): number {
-  const bits = { [KV_CODEC.f32]: 32, [KV_CODEC.f16]: 16, [KV_CODEC.int8]: 8, [KV_CODEC.int4]: 4 }[codec];
+  const bits = { [KV_CODEC.f32]: 32, [KV_CODEC.f16]: 16, [KV_CODEC.int8]: 8, [KV_CODEC.int4]: 4 }[
+    codec
+  ];
   return (PAGE_TOKENS * headDim * (bits ?? 0)) / 8;
 }
 

@@ -117,7 +117,10 @@ describe("panel 32", () => {
       fc.property(matrix, ({ n, k, bits, codes }) => {
         const twice = new Uint8Array(2 * n * k);
         twice.set(codes);
-        twice.set(codes.map((c) => c ^ 1), n * k);
+        twice.set(
+          codes.map((c) => c ^ 1),
+          n * k,
+        );
         const segments = packPanel32(twice, 2 * n, k, bits, true);
         expect(unpackPanel32(segments, 2 * n, k, bits, true)).toEqual(twice);
       }),
@@ -136,7 +139,13 @@ describe("panel 32", () => {
       const length = panelCount(n) * count * 32;
       const target = type === "f32" ? new Float32Array(length) : new Uint16Array(length);
       for (let slot = 0; slot < n; slot++) {
-        writePanelFloats(target, type, slot, count, Array.from({ length: count }, (_, i) => value(slot, i)));
+        writePanelFloats(
+          target,
+          type,
+          slot,
+          count,
+          Array.from({ length: count }, (_, i) => value(slot, i)),
+        );
       }
       const read = { f32: (x: number) => x, f16: f16ToF32, bf16: bf16ToF32 }[type];
       for (let slot = 0; slot < 64; slot++) {
@@ -150,7 +159,12 @@ describe("panel 32", () => {
 
   it("sums the codes of each group's real columns", () => {
     const sums = new Int32Array(3);
-    groupCodeSums(Uint8Array.from({ length: 70 }, (_, i) => i), 70, 32, sums);
+    groupCodeSums(
+      Uint8Array.from({ length: 70 }, (_, i) => i),
+      70,
+      32,
+      sums,
+    );
     expect([...sums]).toEqual([496, 1520, 64 + 65 + 66 + 67 + 68 + 69]);
     const target = new Int32Array(3 * 32);
     writePanelRow(target, 3, 3, sums);

@@ -43,7 +43,8 @@ export function segmentBytes(n: number, k: number, width: SegmentWidth): number 
 /** Zeroed segments for [n, k] codes of `bits` bits. */
 export function allocateSegments(n: number, k: number, bits: number): CodeSegments {
   const segments: CodeSegments = {};
-  for (const width of segmentWidths(bits)) segments[width] = new Uint8Array(segmentBytes(n, k, width));
+  for (const width of segmentWidths(bits))
+    segments[width] = new Uint8Array(segmentBytes(n, k, width));
   return segments;
 }
 
@@ -130,7 +131,8 @@ function readTileRow(packed: PackedCodes, width: SegmentWidth, row: number, out:
     }
     const mask = (1 << width) - 1;
     for (let t = 0; t < 8 / width; t++) {
-      for (let i = 0; i < bytes; i++) out[base + t * bytes + i] = (source[at + i] >> (width * t)) & mask;
+      for (let i = 0; i < bytes; i++)
+        out[base + t * bytes + i] = (source[at + i] >> (width * t)) & mask;
     }
   }
 }

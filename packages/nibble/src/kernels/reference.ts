@@ -15,12 +15,7 @@ import { gemm, inverseFactor } from "./reference/linalg.js";
 import { csr, embed, linearFloat, linearInt } from "./reference/linear.js";
 import { Fault, Machine } from "./reference/machine.js";
 import { add, columns, gatherRows, rmsnorm, scatterAddRows, siluMul } from "./reference/norm.js";
-import {
-  dequantize,
-  hadamardQuantize,
-  quantize,
-  rmsnormQuantize,
-} from "./reference/quantize.js";
+import { dequantize, hadamardQuantize, quantize, rmsnormQuantize } from "./reference/quantize.js";
 import { absStats, gram, klDivergence, logitStats, route } from "./reference/stats.js";
 import { runFault, validateProgram } from "./validate.js";
 
@@ -86,7 +81,9 @@ class ReferenceEngine implements Engine {
     const bytes = Math.ceil(Math.max(arenaBytes, CONTROL_BYTES) / 64) * 64;
     try {
       this.memory =
-        typeof SharedArrayBuffer === "undefined" ? new ArrayBuffer(bytes) : new SharedArrayBuffer(bytes);
+        typeof SharedArrayBuffer === "undefined"
+          ? new ArrayBuffer(bytes)
+          : new SharedArrayBuffer(bytes);
     } catch (cause) {
       throw new BackendError(
         `the reference backend cannot allocate ${(bytes / 2 ** 30).toFixed(2)} GiB`,

@@ -8,7 +8,8 @@ import type { Checker } from "./validate.js";
 /** Smallest clip ratio: keeps x / scale far inside i32. */
 export const MIN_CLIP = 2 ** -10;
 
-export const isDense = (w: Weight): boolean => w.kind >= WEIGHT_KIND.f32 && w.kind <= WEIGHT_KIND.bf16;
+export const isDense = (w: Weight): boolean =>
+  w.kind >= WEIGHT_KIND.f32 && w.kind <= WEIGHT_KIND.bf16;
 
 export function checkWeight(check: Checker, w: Weight): void {
   check.integer("kind", w.kind, WEIGHT_KIND.f32, WEIGHT_KIND.lut);

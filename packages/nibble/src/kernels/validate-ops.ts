@@ -285,14 +285,22 @@ const CHECKS: { [O in OpName]: Check<O> } = {
     const rows = check.rows(o.rowsReg);
     check.integer("cols", o.cols, 1, 2 ** 31);
     check.integer("inner", o.inner, 1, 2 ** 31);
-    for (const name of ["aSkip", "bSkip", "cSkip"] as const) check.integer(name, o[name], 0, 2 ** 31);
+    for (const name of ["aSkip", "bSkip", "cSkip"] as const)
+      check.integer(name, o[name], 0, 2 ** 31);
     check.integer("transA", o.transA, 0, 1);
     check.integer("transB", o.transB, 0, 1);
     check.float("alpha", o.alphaF, -FINITE, FINITE);
     check.float("beta", o.betaF, -FINITE, FINITE);
     const [aRows, aWidth] = o.transA ? [o.inner, rows] : [rows, o.inner];
     const [bRows, bWidth] = o.transB ? [o.cols, o.inner] : [o.inner, o.cols];
-    const part = (at: string, place: number, skip: number, r: number, ld: number, width: number) => {
+    const part = (
+      at: string,
+      place: number,
+      skip: number,
+      r: number,
+      ld: number,
+      width: number,
+    ) => {
       check.matrix(at, place, r, ld, width);
       check.bytes(at, place, (skip + (r - 1) * ld + width) * 4);
     };

@@ -73,7 +73,12 @@ export function validateProgram(words: Int32Array, arenaBytes: number, threads =
   const program = decodeProgram(words);
   const { header, weights, caches, instructions } = program;
   const head = new Checker("header", program);
-  head.integer("arenaLines", header.arenaLines, CONTROL_BYTES / LINE, Math.floor(arenaBytes / LINE));
+  head.integer(
+    "arenaLines",
+    header.arenaLines,
+    CONTROL_BYTES / LINE,
+    Math.floor(arenaBytes / LINE),
+  );
   head.integer("maxRows", header.maxRows, 1, 2 ** 24);
   head.integer("maxLogitRows", header.maxLogitRows, 1, header.maxRows);
   head.integer("scratchLines", header.scratchLines, requiredScratchLines(program), 2 ** 31);

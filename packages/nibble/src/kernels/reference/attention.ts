@@ -69,7 +69,9 @@ export function attention(machine: Machine, o: Operands<"attention">, rows: numb
   const positions = Array.from({ length: rows }, (_, m) =>
     machine.index(o.positionsAt, m, c.maxPages * PAGE_TOKENS),
   );
-  const sequences = Array.from({ length: rows }, (_, m) => machine.index(o.sequencesAt, m, c.slots));
+  const sequences = Array.from({ length: rows }, (_, m) =>
+    machine.index(o.sequencesAt, m, c.slots),
+  );
   const lastChunk = Math.floor(Math.max(...positions) / ATTENTION_CHUNK);
   const chunk = new Chunk(machine, c, o.layer);
   const part: State = { max: 0, sum: 0, acc: new Float32Array(headDim) };

@@ -91,7 +91,7 @@ function tokenQuantizer(p: Plane, x: Float32Array, levels: number) {
 }
 
 /** Writes one token's vector x [headDim] at `slot` of a plane. */
-function storeToken(machine: Machine, p: Plane, slot: number, x: Float32Array): void {
+export function storeToken(machine: Machine, p: Plane, slot: number, x: Float32Array): void {
   const { u8, u16, f32 } = machine;
   if (!isIntCodec(p.codec)) {
     for (let d = 0; d < p.headDim; d++) {

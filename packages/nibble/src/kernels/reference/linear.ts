@@ -17,7 +17,12 @@ const f = Math.fround;
 
 /** Views of the code segments of a weight. */
 function segmentsOf({ u8 }: Machine, w: Weight): CodeSegments {
-  const places: Record<SegmentWidth, number> = { 8: w.seg8At, 4: w.seg4At, 2: w.seg2At, 1: w.seg1At };
+  const places: Record<SegmentWidth, number> = {
+    8: w.seg8At,
+    4: w.seg4At,
+    2: w.seg2At,
+    1: w.seg1At,
+  };
   const segments: CodeSegments = {};
   for (const width of segmentWidths(w.bits)) {
     const at = places[width] * 64;
@@ -36,7 +41,9 @@ function scalar(machine: Machine, w: Weight, at: number, i: number): number {
 /** Zero point of group entry `i`. */
 function zeroOf(machine: Machine, w: Weight, i: number): number {
   if (w.zeroKind === ZERO_KIND.const) return w.zeroConstF;
-  return w.zeroKind === ZERO_KIND.int ? machine.u8[w.zeroAt * 64 + i] : scalar(machine, w, w.zeroAt, i);
+  return w.zeroKind === ZERO_KIND.int
+    ? machine.u8[w.zeroAt * 64 + i]
+    : scalar(machine, w, w.zeroAt, i);
 }
 
 /** Weight `column` of a dense channel. */
@@ -128,7 +135,13 @@ interface FloatPanel {
   negative: Float32Array[] | null;
 }
 
-function loadPanel(machine: Machine, w: Weight, segments: CodeSegments, panel: number, p: FloatPanel) {
+function loadPanel(
+  machine: Machine,
+  w: Weight,
+  segments: CodeSegments,
+  panel: number,
+  p: FloatPanel,
+) {
   const codes = new Uint8Array(w.k);
   const size = groupSizeOf(w);
   for (let lane = 0; lane < PANEL; lane++) {
@@ -146,7 +159,8 @@ function loadPanel(machine: Machine, w: Weight, segments: CodeSegments, panel: n
       const end = Math.min((g + 1) * size, w.k);
       const zero = w.kind === WEIGHT_KIND.gint ? zeroOf(machine, w, entry) : 0;
       for (let i = g * size; i < end; i++) {
-        values[i] = w.kind === WEIGHT_KIND.gint ? codes[i] - zero : tableValue(machine, w, slot, codes[i]);
+        values[i] =
+          w.kind === WEIGHT_KIND.gint ? codes[i] - zero : tableValue(machine, w, slot, codes[i]);
       }
     }
   }

@@ -9,7 +9,8 @@ const f = Math.fround;
 /** Scales below the smallest normal f32 become 1: their reciprocal would overflow. */
 const MIN_SCALE = 2 ** -126;
 
-export const clamp = (x: number, low: number, high: number) => (x < low ? low : x > high ? high : x);
+export const clamp = (x: number, low: number, high: number) =>
+  x < low ? low : x > high ? high : x;
 
 export interface RowQuantizer {
   scale: number;
