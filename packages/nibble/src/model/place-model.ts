@@ -49,7 +49,7 @@ export async function placeEmbedding(
   options: PlaceOptions & { head?: boolean } = {},
 ): Promise<PlacedEmbedding> {
   const place = async (path: string) =>
-    placeWeights(arena, builder, [await loadWeight(parameter(model, path), options.dense)], false);
+    placeWeights(arena, builder, [await loadWeight(parameter(model, path), options.dense)]);
   const before = arena.usedBytes;
   const embed = await place("embed");
   const embedBytes = arena.usedBytes - before;
@@ -66,6 +66,10 @@ async function placeGain(arena: Arena, model: Model, path: string): Promise<numb
   return gain.every((g) => g === 1) ? -1 : arena.place(gain);
 }
 
+function hasAsymmetricInputs(sites: Record<Site, SiteRecipe>): boolean {
+  return SITES.some((site) => sites[site].quantizer?.symmetric === false);
+}
+
 /** Projections of one layer. */
 export async function placeLayer(
   arena: Arena,
@@ -79,7 +83,8 @@ export async function placeLayer(
   const { config } = model;
   const base = `layers.${layer}`;
   const load = (role: string) => loadWeight(parameter(model, `${base}.${role}`), options.dense);
-  const place = (...parts: LoadedWeight[]) => placeWeights(arena, builder, parts, false);
+  const codeSums = hasAsymmetricInputs(sites);
+  const place = (...parts: LoadedWeight[]) => placeWeights(arena, builder, parts, { codeSums });
   const qkvParts = [await load("q"), await load("k"), await load("v")];
   const qkv = fusable(qkvParts) ? [place(...qkvParts)] : qkvParts.map((part) => place(part));
   const o = place(await load("o"));
@@ -88,7 +93,7 @@ export async function placeLayer(
     const gate = await load(`${prefix}gate`);
     const up = await load(`${prefix}up`);
     const gateUp = fusable([gate, up]) && gate.n % 16 === 0
-      ? placeWeights(arena, builder, [gate, up], true)
+      ? placeWeights(arena, builder, [gate, up], { interleaved: true, codeSums })
       : { gate: place(gate), up: place(up) };
     return { gateUp, down: place(await load(`${prefix}down`)) };
   };
@@ -209,7 +214,7 @@ export async function placeEdges(arena: Arena, builder: ProgramBuilder, model: M
     model.transforms.map(async (t) => {
       if (t.op !== "edge") return null;
       if (t.dense) {
-        const dense = placeWeights(arena, builder, [{ n: d, k: d, bias: null, path: t.site, dense: t.dense }], false);
+        const dense = placeWeights(arena, builder, [{ n: d, k: d, bias: null, path: t.site, dense: t.dense }]);
         return { site: t.site, dense, hadamard: null, signsAt: -1, gainAt: -1 };
       }
       return {

@@ -80,16 +80,23 @@ export function fusable(weights: LoadedWeight[]): boolean {
   );
 }
 
+export interface WeightOptions {
+  /** Two weights of equal shape, gate and up, in alternating half-panels. */
+  interleaved?: boolean;
+  /** Keep the sum of the codes of every group: asymmetric activations need it. */
+  codeSums?: boolean;
+}
+
 /**
- * @param interleaved two weights of equal shape, gate and up, in alternating half-panels
  * @throws ModelError for an encoding that no kernel runs; ResourceError when the arena is full
  */
 export function placeWeights(
   arena: Arena,
   builder: ProgramBuilder,
   weights: LoadedWeight[],
-  interleaved: boolean,
+  options: WeightOptions = {},
 ): PlacedLinear {
+  const { interleaved = false, codeSums = false } = options;
   const [first] = weights;
   if (!first) throw new Error("nothing to place");
   const k = first.k;
@@ -122,7 +129,7 @@ export function placeWeights(
         hint: "use a groupSize that is a multiple of 8 (of 32 when activations are quantized)",
       });
     }
-    placeGint(arena, fields, mains, weights, slot);
+    placeGint(arena, fields, mains, weights, slot, codeSums);
   } else if (mains.length === 1 && mains[0]?.kind === "lut" && runsAsLut(mains[0], k)) {
     groupSize = placeLut(arena, fields, mains[0], first, slot);
   } else {
@@ -165,7 +172,7 @@ export function placeWeights(
     const rank = a.shape[0] as number;
     const scaled = alpha === 1 ? b.data : b.data.map((x) => x * alpha);
     const dense = (data: Float32Array, rows: number, cols: number) =>
-      placeWeights(arena, builder, [{ n: rows, k: cols, bias: null, path: first.path, dense: data }], false).weight;
+      placeWeights(arena, builder, [{ n: rows, k: cols, bias: null, path: first.path, dense: data }]).weight;
     placed.lowRank.push({ a: dense(a.data, rank, k), b: dense(scaled, n, rank), rank });
   }
   return placed;
@@ -179,7 +186,14 @@ function decodeMain(quant: QuantTensor): Float32Array {
 type Fields = typeof NO_WEIGHT;
 type SlotOf = (weight: number, row: number) => number;
 
-function placeGint(arena: Arena, fields: Fields, mains: Gint[], weights: LoadedWeight[], slot: SlotOf): void {
+function placeGint(
+  arena: Arena,
+  fields: Fields,
+  mains: Gint[],
+  weights: LoadedWeight[],
+  slot: SlotOf,
+  withCodeSums: boolean,
+): void {
   const first = mains[0] as Gint;
   const { bits } = first;
   const { n, k, panels } = fields;
@@ -198,8 +212,11 @@ function placeGint(arena: Arena, fields: Fields, mains: Gint[], weights: LoadedW
   const scales = placeFloats(arena, first.scale, count);
   fields.scaleAt = scales.at;
   fields.scaleType = scales.type;
-  fields.codeSumAt = arena.alloc(count * 4);
-  const codeSums = arena.i32(fields.codeSumAt, count).fill(0);
+  let codeSums: Int32Array | null = null;
+  if (withCodeSums) {
+    fields.codeSumAt = arena.alloc(count * 4);
+    codeSums = arena.i32(fields.codeSumAt, count).fill(0);
+  }
   let zeroBytes: Uint8Array | null = null;
   let zeroFloats: ReturnType<typeof placeFloats> | null = null;
   if (first.zero.kind === "const") {
@@ -228,9 +245,11 @@ function placeGint(arena: Arena, fields: Fields, mains: Gint[], weights: LoadedW
     for (let r = 0; r < (weights[w] as LoadedWeight).n; r++) {
       const at = slot(w, r);
       writer.writePacked(at, main.codes, r);
-      unpackCodes(main.codes, r, r + 1, row);
-      groupCodeSums(row, k, groupSize, sums);
-      writePanelRow(codeSums, at, groups, sums);
+      if (codeSums) {
+        unpackCodes(main.codes, r, r + 1, row);
+        groupCodeSums(row, k, groupSize, sums);
+        writePanelRow(codeSums, at, groups, sums);
+      }
       const from = perTensor ? 0 : r * groups;
       scales.write(at, groups, main.scale.data.subarray(from, from + groups));
       if (zeros && zeroBytes) writePanelRow(zeroBytes, at, groups, zeros.subarray(from, from + groups));
