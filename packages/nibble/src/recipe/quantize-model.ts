@@ -7,7 +7,7 @@ import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
 import type { QuantTensor } from "../encodings/types.js";
 import type { EngineLinalg } from "../linalg/engine-linalg.js";
-import { createMemo, type Schedule, type SolverMethod } from "../methods/contract.js";
+import { createMemo, type Needs, NO_NEEDS, type Schedule, type SolverMethod } from "../methods/contract.js";
 import { type Model, type Parameter, parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
 import { type BlockRunner, type BlockStats, statsKey } from "../observers/block-runner.js";
@@ -66,7 +66,7 @@ export async function quantizeModel(
     else byLayer.set(layer, [...(byLayer.get(layer) ?? []), target]);
   }
   const needsRunner = (targets: Parameter[]) =>
-    targets.some((t) => assignments.get(t.spec.path)?.method.needs.calibration);
+    targets.some((t) => needsOf(assignments.get(t.spec.path))?.calibration);
   const lastCalibrated = Math.max(
     -1,
     ...[...byLayer].filter(([, t]) => needsRunner(t)).map(([i]) => i),
@@ -172,7 +172,7 @@ async function solveOne(
   const result = await method.solve(
     await target.weight.read(),
     { n: shape[0] as number, k: shape[1] as number, path },
-    method.needs.calibration && key ? (stats?.get(key) ?? null) : null,
+    needsOf(assignment).calibration && key ? (stats?.get(key) ?? null) : null,
     assignment.options,
     {
       rng: new Philox(ctx.options.seed, `${method.id}:${path}`),
@@ -196,8 +196,12 @@ function install(target: Parameter, solved: Map<string, QuantTensor>): void {
   target.weight = { quant: async () => tensor };
 }
 
+function needsOf(assignment: Assignment | undefined): Needs {
+  return assignment ? assignment.method.needs(assignment.options) : NO_NEEDS;
+}
+
 function wanted(targets: Parameter[], assignments: ReadonlyMap<string, Assignment>) {
-  const needs = targets.map((t) => assignments.get(t.spec.path)?.method.needs);
+  const needs = targets.map((t) => needsOf(assignments.get(t.spec.path)));
   return {
     hessian: needs.some((n) => n?.hessian),
     absStats: needs.some((n) => n?.absStats),

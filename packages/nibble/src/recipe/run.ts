@@ -88,7 +88,7 @@ export async function compress(
     );
     await applyModelSteps(model, recipe, log);
 
-    const calibrates = [...assignments.values()].some((a) => a.method.needs.calibration);
+    const calibrates = [...assignments.values()].some((a) => a.method.needs(a.options).calibration);
     const windows = calibrates ? await calibrationWindows(model, recipe, { ...options, threads, onProgress }) : [];
     const recipeJson = recipeToJson(recipe);
     const id = fingerprint({
