@@ -115,14 +115,14 @@ interface MethodBase<Options> extends Definition {
 /** Kinds whose work is a tensor. `embeddings` methods are given the embedding and the head. */
 export interface SolverMethod<Options> extends MethodBase<Options> {
   readonly kind: "weights" | "embeddings";
-  readonly needs: Needs;
+  needs(options: Options): Needs;
   produces(options: Options): Produced;
   estimate(shape: Shape, options: Options): Estimate;
   targets(options: Options): Targets;
   schedule?(options: Options): Schedule;
   /**
    * @param weight f32 [n, k] row-major; the solver may change it
-   * @param stats inputs of the site, or null when `needs.calibration` is false
+   * @param stats inputs of the site, or null when the options need no calibration
    * @throws NumericError naming `shape.path` for NaN, infinities and impossible shapes
    */
   solve(

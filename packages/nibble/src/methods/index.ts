@@ -2,8 +2,14 @@
 import { Registry } from "../core/registry.js";
 import { activations } from "./activations.js";
 import type { Method } from "./contract.js";
+import { embeddings } from "./embeddings.js";
+import { gptq } from "./gptq.js";
 import { kv } from "./kv.js";
+import { rtn } from "./rtn.js";
 
 export const methods = new Registry<Method>("method");
+methods.add(rtn);
+methods.add(gptq);
+methods.add(embeddings);
 methods.add(activations);
 methods.add(kv);
