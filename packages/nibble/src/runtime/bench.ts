@@ -20,6 +20,8 @@ export interface BenchOptions {
   /** Sequences decoded side by side. */
   batch?: number;
   rounds?: number;
+  /** A round that is not counted first; default true. */
+  warmup?: boolean;
   /** Measures what the machine reads per second, in GB/s, with as many threads; null when unknown. */
   readBandwidth?: (() => Promise<number>) | null;
   onRound?: (done: number, total: number) => void;
@@ -107,7 +109,7 @@ export async function benchModel(opened: OpenedModel, options: BenchOptions = {}
   };
 
   const speeds = { prefill: [] as number[], decode: [] as number[], bandwidth: [] as number[] };
-  for (let round = -1; round < rounds; round++) {
+  for (let round = options.warmup === false ? 0 : -1; round < rounds; round++) {
     const p = prefill > 0 ? await prefillRound() : 0;
     const d = decode > 0 ? await decodeRound() : 0;
     const bandwidth = options.readBandwidth ? await options.readBandwidth() : 0;

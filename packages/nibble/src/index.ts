@@ -1,0 +1,36 @@
+/** The public surface of nibble for Node. The browser's is browser.ts. */
+export {
+  BackendError,
+  FormatError,
+  GateError,
+  InterruptedError,
+  ModelError,
+  NibbleError,
+  NumericError,
+  RecipeError,
+  ResourceError,
+  UsageError,
+} from "./core/errors.js";
+export type { OnProgress, ProgressEvent } from "./core/progress.js";
+export { VERSION as version } from "./core/version.js";
+export {
+  encodeStream,
+  evaluatePerplexity,
+  type PerplexityOptions,
+  type PerplexityResult,
+} from "./eval/perplexity.js";
+export type { Backend, BackendId, BackendStatus, Engine } from "./kernels/contract.js";
+export { selectBackend } from "./kernels/select.js";
+export { KV_PRESET_NAMES, kvPreset } from "./kv/presets.js";
+export { type Method, defineMethod } from "./methods/contract.js";
+export { methods } from "./methods/index.js";
+export type { KvRecipe, Model } from "./model/model.js";
+export { loadRecipe, recipeFromObject } from "./recipe/load.js";
+export { presets } from "./recipe/presets.js";
+export { type CompressOptions, type CompressResult, compress } from "./recipe/run.js";
+export type { Recipe, RecipeInput } from "./recipe/schema.js";
+export { type BenchOptions, type BenchResult, benchModel } from "./runtime/bench.js";
+export { loadModel } from "./runtime/load-model.js";
+export { type OpenedModel, type OpenOptions, openModel } from "./runtime/open.js";
+export type { SamplingOptions } from "./runtime/sampler.js";
+export { createSession, type GenerateOptions, type GenerationSummary, Session } from "./runtime/session.js";
