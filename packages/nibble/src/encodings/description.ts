@@ -60,11 +60,16 @@ const lut = z.strictObject({
       additive: z.boolean().optional(),
     }),
   ]),
-  scale: floatType.optional(),
+  scale: z.union([floatType, z.literal("dq8")]).optional(),
   scaleNegative: floatType.optional(),
 });
 
-const dense = z.strictObject({ encoding: z.literal("dense"), ...common, type: floatType });
+const dense = z.strictObject({
+  encoding: z.literal("dense"),
+  ...common,
+  type: floatType,
+  codec: z.strictObject({ id: z.enum(["neuzip", "bitmap"]), bytes: z.int().min(0) }).optional(),
+});
 
 export const tensorDescriptionSchema = z.discriminatedUnion("encoding", [gint, lut, dense]);
 export type TensorDescription = z.infer<typeof tensorDescriptionSchema>;

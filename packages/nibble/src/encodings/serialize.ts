@@ -5,7 +5,9 @@
  */
 import { bytesOf, typedView } from "../core/dtype.js";
 import { FormatError } from "../core/errors.js";
+import { decodeDense } from "./dense-codec.js";
 import { parseDescription, type TensorDescription } from "./description.js";
+import { decodeDoubleQuant, doubleQuantBlocks } from "./double-quant.js";
 import { scaleShape } from "./groups.js";
 import { rowBytes, segmentWidths } from "./packed-codes.js";
 import { floatsFromBytes, floatsToBytes } from "./stored-floats.js";
@@ -107,12 +109,17 @@ export function describe(tensor: QuantTensor): TensorDescription {
                 values: table.values.type,
                 ...(table.additive && { additive: true }),
               },
-        ...(main.scale && { scale: main.scale.type }),
+        ...(main.scale && { scale: main.scale.dq8 ? ("dq8" as const) : main.scale.type }),
         ...(main.scaleNegative && { scaleNegative: main.scaleNegative.type }),
       };
     }
     case "dense":
-      return { encoding: "dense", ...common, type: main.type };
+      return {
+        encoding: "dense",
+        ...common,
+        type: main.type,
+        ...(main.codec && { codec: { id: main.codec.id, bytes: main.codec.bytes.length } }),
+      };
   }
 }
 
@@ -122,8 +129,10 @@ export function tensorPlan(module: string, d: TensorDescription): PlannedTensor[
   const plan: PlannedTensor[] = [];
   const add = (suffix: string, dtype: StoredDtype, shape: number[]) =>
     plan.push({ name: `${module}.${suffix}`, dtype, shape });
-  if (d.encoding === "dense") add("weight", FLOAT_DTYPE[d.type], [n, k]);
-  else {
+  if (d.encoding === "dense") {
+    if (d.codec) add(`weight.${d.codec.id}`, "U8", [d.codec.bytes]);
+    else add("weight", FLOAT_DTYPE[d.type], [n, k]);
+  } else {
     for (const width of segmentWidths(d.bits)) add(`codes.${width}`, "U8", [n, rowBytes(k, width)]);
     const scales = scaleShape(n, k, d.groupSize);
     if (d.encoding === "gint") {
@@ -137,7 +146,12 @@ export function tensorPlan(module: string, d: TensorDescription): PlannedTensor[
         add("table", FLOAT_DTYPE[values], [tiles, classes, additive ? d.bits : 2 ** d.bits]);
         if (classes === 2) add("col_class", "U8", [Math.ceil(k / 8)]);
       }
-      if (d.scale) add("scale", FLOAT_DTYPE[d.scale], scales);
+      if (d.scale === "dq8") {
+        const count = scales[0] * scales[1];
+        add("scale.codes", "U8", scales);
+        add("scale.block_max", "F32", [doubleQuantBlocks(count)]);
+        add("scale.offset", "F32", [1]);
+      } else if (d.scale) add("scale", FLOAT_DTYPE[d.scale], scales);
       if (d.scaleNegative) add("scale_neg", FLOAT_DTYPE[d.scaleNegative], scales);
     }
   }
@@ -175,12 +189,19 @@ export function serialize(module: string, tensor: QuantTensor): NamedTensor[] {
   const put = (suffix: string, data: Uint8Array) => bytes.set(`${module}.${suffix}`, data);
   const putFloats = (suffix: string, floats: StoredFloats) =>
     put(suffix, floatsToBytes(floats.data, floats.type));
-  if (main.kind === "dense") put("weight", floatsToBytes(main.data, main.type));
-  else {
+  if (main.kind === "dense") {
+    if (main.codec) put(`weight.${main.codec.id}`, main.codec.bytes);
+    else put("weight", floatsToBytes(main.data, main.type));
+  } else {
     for (const width of segmentWidths(main.bits)) {
       put(`codes.${width}`, main.codes.segments[width] as Uint8Array);
     }
-    if (main.scale) putFloats("scale", main.scale);
+    if (main.scale?.dq8) {
+      const { codes, blockMax, offset } = main.scale.dq8;
+      put("scale.codes", codes);
+      put("scale.block_max", bytesOf(blockMax));
+      put("scale.offset", bytesOf(Float32Array.of(offset)));
+    } else if (main.scale) putFloats("scale", main.scale);
     if (main.kind === "gint") {
       if (main.zero.kind === "int") put("zero", joinSegments(main.zero.codes));
       else if (main.zero.kind === "float") putFloats("zero", main.zero.values);
@@ -263,7 +284,7 @@ export async function deserialize(
     if (!data.every(Number.isFinite)) throw fail(suffix, "holds a value that is not finite");
     return { type, shape, data };
   };
-  const main = readMain(d, bytes, floats);
+  const main = readMain(module, d, bytes, floats);
   const tensor: QuantTensor = { n, k, main, pre: [], post: d.post.map(({ op }) => ({ op })) };
   if (d.csr) {
     const rowPointers = Uint32Array.from(typedView(Uint32Array, bytes("csr.row_ptr")));
@@ -318,9 +339,13 @@ function checkTensor(planned: PlannedTensor, tensor: NamedTensor): void {
 type Bytes = (suffix: string) => Uint8Array;
 type Floats = (suffix: string, type: FloatType, shape: number[]) => StoredFloats;
 
-function readMain(d: TensorDescription, bytes: Bytes, floats: Floats): Encoding {
+function readMain(module: string, d: TensorDescription, bytes: Bytes, floats: Floats): Encoding {
   const [n, k] = d.shape;
   if (d.encoding === "dense") {
+    if (d.codec) {
+      const { id } = d.codec;
+      return decodeDense(id, bytes(`weight.${id}`), d.type, n, k, `tensor ${module}.weight.${id}`);
+    }
     const data = floats("weight", d.type, [n, k]).data;
     return { kind: "dense", type: d.type, data };
   }
@@ -363,7 +388,15 @@ function readMain(d: TensorDescription, bytes: Bytes, floats: Floats): Encoding 
       ...(rest.classes === 2 && { colClass: unpackBits(bytes("col_class"), k) }),
     };
   }
-  if (d.scale) lut.scale = floats("scale", d.scale, shape);
+  if (d.scale === "dq8") {
+    const blocks = [doubleQuantBlocks(shape[0] * shape[1])];
+    const dq8 = {
+      codes: bytes("scale.codes"),
+      blockMax: floats("scale.block_max", "f32", blocks).data,
+      offset: floats("scale.offset", "f32", [1]).data[0],
+    };
+    lut.scale = { type: "f32", shape, data: decodeDoubleQuant(dq8), dq8 };
+  } else if (d.scale) lut.scale = floats("scale", d.scale, shape);
   if (d.scaleNegative) lut.scaleNegative = floats("scale_neg", d.scaleNegative, shape);
   return lut;
 }

@@ -11,6 +11,15 @@ export interface StoredFloats {
   type: FloatType;
   shape: number[];
   data: Float32Array;
+  /** Scales of a lut that are themselves stored in 8 bits (QLoRA's double quantization); `type` is f32. */
+  dq8?: DoubleQuant;
+}
+
+/** value = map[code] * blockMax[index >> 8] + offset, with the signed dynamic 8-bit map of bitsandbytes. */
+export interface DoubleQuant {
+  codes: Uint8Array;
+  blockMax: Float32Array;
+  offset: number;
 }
 
 /** b-bit codes of [rows, cols] in layout tile64: one segment per set bit of `bits`, narrow segments most significant. */
@@ -69,7 +78,12 @@ export interface Dense {
   type: FloatType;
   /** [n, k] values after rounding to `type`. */
   data: Float32Array;
+  /** How `data` is stored when not as it is (encodings/dense-codec.ts). */
+  codec?: { id: DenseCodecId; bytes: Uint8Array };
 }
+
+/** "neuzip": entropy-coded exponents; "bitmap": a bit per weight and the values that are not 0. */
+export type DenseCodecId = "neuzip" | "bitmap";
 
 export type Encoding = Gint | Lut | Dense;
 
