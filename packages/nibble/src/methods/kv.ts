@@ -28,7 +28,9 @@ const description = z.strictObject({
 /** What `kv:` in a recipe and `--kv` take: a preset name, or the description as an object. */
 export const kvOptions = z
   .union([z.enum(KV_PRESET_NAMES as [string, ...string[]]), description])
-  .transform((value): KvRecipe => (typeof value === "string" ? kvPreset(value) : dropUndefined(value)));
+  .transform(
+    (value): KvRecipe => (typeof value === "string" ? kvPreset(value) : dropUndefined(value)),
+  );
 
 function dropUndefined(value: z.output<typeof description>): KvRecipe {
   // Optional keys of the schema admit undefined; the type of a recipe does not. JSON has neither.
