@@ -6,13 +6,14 @@
 import { ResourceError } from "../../src/core/errors.js";
 import { philox4x32 } from "../../src/core/rng.js";
 import type { ScoringModel } from "../../src/eval/zero-shot.js";
+import type { OpenedModel } from "../../src/runtime/open.js";
 import type { LogitStats, Rows } from "../../src/runtime/runner.js";
 
 export const VOCAB = 160;
 
 /** Logits after a prefix. */
-export function fakeLogits(prefix: ArrayLike<number>): Float32Array {
-  let hash = 17;
+export function fakeLogits(prefix: ArrayLike<number>, salt = 0): Float32Array {
+  let hash = 17 + salt;
   for (let i = 0; i < prefix.length; i++)
     hash = (Math.imul(hash, 31) + (prefix[i] as number) + 7) >>> 0;
   const out = new Float32Array(VOCAB);
@@ -44,16 +45,19 @@ export class FakeRunner {
   /** Rows of each step so far. */
   readonly steps: number[] = [];
   readonly #cache: number[][];
+  readonly #salt: number;
   #prefixes: number[][] = [];
   #scored: Float32Array[] = [];
 
   constructor({
+    salt = 0,
     maxRows = 16,
     maxLogitRows = 4,
     maxContext = 256,
     sequences = 3,
     room = Number.POSITIVE_INFINITY,
   } = {}) {
+    this.#salt = salt;
     this.model = { maxRows, maxLogitRows, maxContext };
     this.#cache = Array.from({ length: sequences }, () => []);
     const reserved = new Array<number>(sequences).fill(0);
@@ -94,14 +98,16 @@ export class FakeRunner {
         (rows.positions[i] as number) + 1,
       ),
     );
-    this.#scored = Array.from(_logitRows, (row) => fakeLogits(this.#prefixes[row] as number[]));
+    this.#scored = Array.from(_logitRows, (row) =>
+      fakeLogits(this.#prefixes[row] as number[], this.#salt),
+    );
   }
 
   async score(rows: number | ArrayLike<number>, targets: ArrayLike<number>): Promise<LogitStats[]> {
     if (targets.length > this.model.maxLogitRows) throw new Error("too many logit rows");
     const list =
       typeof rows === "number" ? Array.from(targets, (_, i) => rows + i) : Array.from(rows);
-    this.#scored = list.map((row) => fakeLogits(this.#prefixes[row] as number[]));
+    this.#scored = list.map((row) => fakeLogits(this.#prefixes[row] as number[], this.#salt));
     return this.#scored.map((logits, i) => {
       const argmax = logits.indexOf(Math.max(...logits));
       return {
@@ -113,9 +119,32 @@ export class FakeRunner {
     });
   }
 
+  async divergence(count: number, reference: (row: number) => Float32Array) {
+    return Array.from({ length: count }, (_, i) => {
+      const [p, q] = [reference(i), this.#scored[i] as Float32Array];
+      const [zp, zq] = [logSumExp(p), logSumExp(q)];
+      const kl = p.reduce(
+        (sum, lp, v) => sum + Math.exp(lp - zp) * (lp - zp - ((q[v] as number) - zq)),
+        0,
+      );
+      return { kl, same: p.indexOf(Math.max(...p)) === q.indexOf(Math.max(...q)) };
+    });
+  }
+
   logits(i: number): Float32Array {
     return this.#scored[i] as Float32Array;
   }
+}
+
+/** The same runner as an opened model, for code that takes a whole one. */
+export function fakeOpened(runner: FakeRunner): OpenedModel {
+  const decode = (ids: number[]) =>
+    ids.map((id) => (id === 128 ? "th" : id === 129 ? "e " : String.fromCharCode(id))).join("");
+  return {
+    ...fakeModel(runner),
+    compiled: runner.model,
+    tokenizer: { encode: fakeEncode, decode },
+  } as unknown as OpenedModel; // only what evaluation uses
 }
 
 export function fakeModel(runner: FakeRunner, bosTokenId: number | null = null): ScoringModel {
