@@ -3,6 +3,7 @@
  * against plain rounding, keep everything under NIBBLE_HOME so that the next start takes seconds. The texts it calibrates
  * and measures with ship with the package and share no sentence.
  */
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -12,7 +13,9 @@ import { defaultThreads } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { VERSION } from "../core/version.js";
 import { encodeStream, evaluatePerplexity } from "../eval/perplexity.js";
-import { isArtifact, readManifest, saveArtifact, saveReport } from "../formats/nibble.js";
+import { fileFolder } from "../core/file-source.js";
+import { saveArtifact, saveReport } from "../formats/nibble.js";
+import { readManifest } from "../formats/nibble-read.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { benchModel } from "../runtime/bench.js";
@@ -122,7 +125,7 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
     const artifact = join(home, "quarot-w4a8kv4");
     const reportFile = join(home, "report.json");
     const known = await readFile(reportFile, "utf8").catch(() => null);
-    if (known && (await isArtifact(artifact))) {
+    if (known && (existsSync(join(artifact, "nibble.json")))) {
       return { report: JSON.parse(known) as MainJobReport, artifact, cached: true };
     }
 
@@ -130,7 +133,7 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
     for (const [name, recipe] of Object.entries(RECIPES)) {
       const folder = folders[name] ?? join(home, name);
       folders[name] = folder;
-      if (await isArtifact(folder)) continue;
+      if (existsSync(join(folder, "nibble.json"))) continue;
       const fresh = await loadModel(DEFAULT_MODEL);
       try {
         await compress(fresh, recipeFromObject(recipe, { calibration: data("calibration-text.txt") }), {
@@ -144,7 +147,7 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
     }
     // The same 4-bit weights with 4-bit activations and the paper's cache: only what happens at run time differs.
     const w4a4 = join(home, "quarot-w4a4kv4");
-    if (!(await isArtifact(w4a4))) await withFourBitActivations(artifact, w4a4);
+    if (!(existsSync(join(w4a4, "nibble.json")))) await withFourBitActivations(artifact, w4a4);
 
     const open = (source: Parameters<typeof openModel>[0]) =>
       openModel(source, { ...common, maxContext: REPORT_CTX });
@@ -214,7 +217,7 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
 
 /** Writes a copy of an artifact whose activations have 4 bits. */
 async function withFourBitActivations(from: string, to: string): Promise<void> {
-  const { version, backend, recipe, seed } = await readManifest(from);
+  const { version, backend, recipe, seed } = await readManifest(await fileFolder(from));
   const model = await loadModel(from);
   try {
     const quantizer = { bits: 4, granularity: "token", symmetric: true, clip: 0.9 } as const;

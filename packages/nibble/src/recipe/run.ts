@@ -11,7 +11,7 @@ import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
 import { VERSION } from "../core/version.js";
 import { loadModel } from "../runtime/load-model.js";
-import { isArtifact, saveArtifact, saveReport } from "../formats/nibble.js";
+import { saveArtifact, saveReport } from "../formats/nibble.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { planCache } from "../kv/cache.js";
@@ -229,5 +229,3 @@ function largestShape(model: Model): { n: number; k: number } {
   }
   return { n, k };
 }
-
-export { isArtifact };

@@ -8,7 +8,7 @@ import { UsageError } from "../core/errors.js";
 import { peakRssBytes } from "../core/memory.js";
 import { Philox } from "../core/rng.js";
 import { cacheBytes } from "../kv/cache.js";
-import type { OpenedModel } from "./open.js";
+import type { OpenedModel } from "./opened.js";
 
 export interface BenchOptions {
   /** Prompt tokens of a prefill round. */

@@ -5,7 +5,7 @@ import { fileFolder, fileSource } from "../core/file-source.js";
 import type { OnProgress } from "../core/progress.js";
 import { openGgufModel } from "../formats/gguf-model.js";
 import { openHfFolder } from "../formats/hf-folder.js";
-import { isArtifact, loadArtifact } from "../formats/nibble.js";
+import { isArtifact, loadArtifact } from "../formats/nibble-read.js";
 import { resolveModel } from "../hub/resolve.js";
 import { buildModel } from "../model/load.js";
 import type { Model } from "../model/model.js";
@@ -22,8 +22,9 @@ export interface LoadOptions {
 export async function loadModel(name: string, options: LoadOptions = {}): Promise<Model> {
   const path = await resolveModel(name, options);
   if ((await stat(path)).isDirectory()) {
-    if (await isArtifact(path)) return loadArtifact(path);
-    const { config, source, files, id } = await openHfFolder(await fileFolder(path), modelId(name));
+    const folder = await fileFolder(path);
+    if (isArtifact(folder)) return loadArtifact(folder);
+    const { config, source, files, id } = await openHfFolder(folder, modelId(name));
     return buildModel(config, source, files, id);
   }
   const { config, source, files, id } = await openGgufModel(await fileSource(path));

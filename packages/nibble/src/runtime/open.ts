@@ -1,92 +1,37 @@
-/** Opens any `<model>` for running: resolves the name, loads it, plans its cache, compiles it for a backend. */
-import { UsageError } from "../core/errors.js";
+/** Opens any `<model>` for running: resolves the name, loads it, compiles it. Node; the browser uses opened.ts. */
+import type { Model } from "../model/model.js";
 import { loadModel } from "./load-model.js";
-import type { BackendId } from "../kernels/contract.js";
-import { selectBackend } from "../kernels/select.js";
-import { planCache } from "../kv/cache.js";
-import { kvPreset, resolveKv } from "../kv/presets.js";
-import { type CompiledModel, compileModel } from "../model/compile.js";
-import { type KvRecipe, type Model } from "../model/model.js";
-import { Tokenizer } from "../model/tokenizer.js";
-import { Runner } from "./runner.js";
-import { defaultThreads } from "../core/memory.js";
+import { type OpenedModel, type OpenOptions, openLoaded } from "./opened.js";
 
-export interface OpenOptions {
-  backend?: "auto" | BackendId;
-  threads?: number;
-  /** Preset name or description; default: what the artifact says, else the exact fp32 cache. */
-  kv?: string | KvRecipe;
-  /** Tokens a sequence may reach; default min(the model's own limit, 8192). */
-  maxContext?: number;
-  /** Sequences alive at once. */
-  sequences?: number;
-  maxRows?: number;
-  log?: (line: string) => void;
-  onLayer?: (layer: number, layers: number) => void;
-  signal?: AbortSignal;
-}
-
-export interface OpenedModel {
-  readonly model: Model;
-  readonly compiled: CompiledModel;
-  readonly runner: Runner;
-  readonly tokenizer: Tokenizer | null;
-  readonly kv: KvRecipe;
-  close(): Promise<void>;
-}
+export type { OpenedModel, OpenOptions } from "./opened.js";
 
 /**
  * @param source name, path or an already loaded model (which the caller then closes)
  * @throws ModelError, FormatError, BackendError, ResourceError with what is wrong and what to do
  */
-export async function openModel(source: string | Model, options: OpenOptions = {}): Promise<OpenedModel> {
-  const model =
-    typeof source === "string"
-      ? await loadModel(source, {
-          ...(options.signal ? { signal: options.signal } : {}),
-          ...(options.log ? { log: options.log } : {}),
-        })
-      : source;
+export async function openModel(
+  source: string | Model,
+  options: OpenOptions = {},
+): Promise<OpenedModel> {
+  if (typeof source !== "string") return openLoaded(source, options);
+  const { signal, log } = options;
+  const model = await loadModel(source, {
+    ...(signal ? { signal } : {}),
+    ...(log
+      ? { onProgress: (event) => void (event.type === "log" && log(event.message)) }
+      : {}),
+  });
   try {
-    const kv = resolveKv(
-      typeof options.kv === "string" ? kvPreset(options.kv) : (options.kv ?? model.kv ?? kvPreset("fp32")),
-      model.config,
-    );
-    const threads = options.threads ?? defaultThreads();
-    if (!Number.isInteger(threads) || threads < 1 || threads > 256) {
-      throw new UsageError(`threads is ${threads}, expected an integer from 1 to 256`);
-    }
-    const maxContext = options.maxContext ?? Math.min(model.config.maxPositionEmbeddings, 8192);
-    const sequences = options.sequences ?? 1;
-    const backend = await selectBackend(options.backend ?? "auto", options.log ?? (() => {}));
-    const compiled = await compileModel(model, {
-      backend,
-      threads,
-      cache: planCache(kv, model.config, {
-        tokens: maxContext * sequences,
-        sequences,
-        layers: model.config.numHiddenLayers,
-      }),
-      maxContext,
-      ...(options.maxRows ? { maxRows: options.maxRows } : {}),
-      ...(options.onLayer ? { onLayer: options.onLayer } : {}),
-      ...(options.signal ? { signal: options.signal } : {}),
-    });
-    const tokenizer = model.files.has("tokenizer.json") ? Tokenizer.fromFiles(model.files) : null;
-    const runner = new Runner(compiled, sequences);
+    const opened = await openLoaded(model, options);
     return {
-      model,
-      compiled,
-      runner,
-      tokenizer,
-      kv,
+      ...opened,
       async close() {
-        await runner.dispose();
-        if (typeof source === "string") await model.close();
+        await opened.close();
+        await model.close();
       },
     };
   } catch (error) {
-    if (typeof source === "string") await model.close();
+    await model.close();
     throw error;
   }
 }

@@ -4,7 +4,7 @@
  */
 import { UsageError } from "../core/errors.js";
 import { type ChatMessage, renderChat } from "../model/chat-template.js";
-import type { OpenedModel } from "./open.js";
+import type { OpenedModel } from "./opened.js";
 import { Sampler, type SamplingOptions } from "./sampler.js";
 
 export interface GenerateOptions extends SamplingOptions {

@@ -1,0 +1,69 @@
+/** A model made ready to run: its cache planned, compiled for a backend. Runs in Node and in the browser. */
+import { UsageError } from "../core/errors.js";
+import type { BackendId } from "../kernels/contract.js";
+import { selectBackend } from "../kernels/select.js";
+import { planCache } from "../kv/cache.js";
+import { kvPreset, resolveKv } from "../kv/presets.js";
+import { type CompiledModel, compileModel } from "../model/compile.js";
+import { type KvRecipe, type Model } from "../model/model.js";
+import { Tokenizer } from "../model/tokenizer.js";
+import { Runner } from "./runner.js";
+import { defaultThreads } from "../core/memory.js";
+
+export interface OpenOptions {
+  backend?: "auto" | BackendId;
+  threads?: number;
+  /** Preset name or description; default: what the artifact says, else the exact fp32 cache. */
+  kv?: string | KvRecipe;
+  /** Tokens a sequence may reach; default min(the model's own limit, 8192). */
+  maxContext?: number;
+  /** Sequences alive at once. */
+  sequences?: number;
+  maxRows?: number;
+  log?: (line: string) => void;
+  onLayer?: (layer: number, layers: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface OpenedModel {
+  readonly model: Model;
+  readonly compiled: CompiledModel;
+  readonly runner: Runner;
+  readonly tokenizer: Tokenizer | null;
+  readonly kv: KvRecipe;
+  close(): Promise<void>;
+}
+
+/**
+ * Compiles a loaded model. The model stays open: its tensors are read while it is compiled, and whoever loaded it closes it.
+ * @throws ModelError, BackendError, ResourceError with what is wrong and what to do
+ */
+export async function openLoaded(model: Model, options: OpenOptions = {}): Promise<OpenedModel> {
+  const kv = resolveKv(
+    typeof options.kv === "string" ? kvPreset(options.kv) : (options.kv ?? model.kv ?? kvPreset("fp32")),
+    model.config,
+  );
+  const threads = options.threads ?? defaultThreads();
+  if (!Number.isInteger(threads) || threads < 1 || threads > 256) {
+    throw new UsageError(`threads is ${threads}, expected an integer from 1 to 256`);
+  }
+  const maxContext = options.maxContext ?? Math.min(model.config.maxPositionEmbeddings, 8192);
+  const sequences = options.sequences ?? 1;
+  const backend = await selectBackend(options.backend ?? "auto", options.log ?? (() => {}));
+  const compiled = await compileModel(model, {
+    backend,
+    threads,
+    cache: planCache(kv, model.config, {
+      tokens: maxContext * sequences,
+      sequences,
+      layers: model.config.numHiddenLayers,
+    }),
+    maxContext,
+    ...(options.maxRows ? { maxRows: options.maxRows } : {}),
+    ...(options.onLayer ? { onLayer: options.onLayer } : {}),
+    ...(options.signal ? { signal: options.signal } : {}),
+  });
+  const tokenizer = model.files.has("tokenizer.json") ? Tokenizer.fromFiles(model.files) : null;
+  const runner = new Runner(compiled, sequences);
+  return { model, compiled, runner, tokenizer, kv, close: () => runner.dispose() };
+}
