@@ -11,6 +11,7 @@ import { attentionCases } from "./conformance/attention-cases.js";
 import { Lab, type Region } from "./conformance/lab.js";
 import { linearCases } from "./conformance/linear-cases.js";
 import { type Make, rowCases } from "./conformance/row-cases.js";
+import { copyOf, execute, REGISTER_BYTES, upload } from "./conformance/run.js";
 import { statsCases } from "./conformance/stats-cases.js";
 import type { Backend, Engine } from "./contract.js";
 import { CONTROL_BYTES } from "./ops.js";
@@ -25,32 +26,6 @@ export interface ConformanceOptions {
 
 const ARENA_BYTES = 16 * 2 ** 20;
 const THREADS = [1, 2, 3];
-const REGISTER_BYTES = 1024;
-
-/** Runs the lab's program and returns the arena up to the end of the image. */
-async function execute(engine: Engine, lab: Lab): Promise<Uint8Array<ArrayBuffer>> {
-  const arena = new Uint8Array(engine.memory);
-  const { image } = lab;
-  if (image.length + engine.threads * 2 ** 20 > ARENA_BYTES) {
-    throw new Error(`the image of ${image.length} bytes does not fit`);
-  }
-  arena.set(image.subarray(0, REGISTER_BYTES));
-  arena.set(image.subarray(CONTROL_BYTES), CONTROL_BYTES);
-  const program = engine.load(lab.words(engine.threads));
-  try {
-    await engine.run(program);
-  } finally {
-    program.dispose();
-  }
-  return copyOf(arena.subarray(0, image.length));
-}
-
-/** Copy in an ordinary ArrayBuffer, so that typed views can be laid over it. */
-function copyOf(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
-  const copy = new Uint8Array(bytes.length);
-  copy.set(bytes);
-  return copy;
-}
 
 const ELEMENT = { f32: Float32Array, i32: Int32Array, f64: Float64Array, i8: Int8Array };
 
@@ -112,11 +87,9 @@ export function compareArenas(
 
 /** Runs the rows of a lab one at a time, each as row 0, and gives an image that looks like the whole run. */
 async function executeByRow(engine: Engine, lab: Lab): Promise<Uint8Array<ArrayBuffer>> {
-  const arena = new Uint8Array(engine.memory);
+  const arena = upload(engine, lab);
   const { image } = lab;
   const buffers = lab.regions.filter((r) => r.rowBytes > 0);
-  arena.set(image.subarray(0, REGISTER_BYTES));
-  arena.set(image.subarray(CONTROL_BYTES), CONTROL_BYTES);
   new Int32Array(engine.memory, 0, 1)[0] = 1;
   const program = engine.load(lab.words(engine.threads));
   const rows = new Map(buffers.map((r) => [r, copyOf(image.subarray(r.start, r.start + r.bytes))]));

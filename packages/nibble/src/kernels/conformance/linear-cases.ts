@@ -19,7 +19,7 @@ import type { Make } from "./row-cases.js";
 /** Bound of float-class ops, relative to the sum of absolute products. */
 const FLOAT_BOUND = 1e-5;
 
-interface Placed {
+export interface Placed {
   index: number;
   n: number;
   k: number;
@@ -112,7 +112,7 @@ function placePanels(
   return lab.place(target);
 }
 
-function placeGint(lab: Lab, { groupSizes, asymmetric }: GintOptions): Placed {
+export function placeGint(lab: Lab, { groupSizes, asymmetric }: GintOptions): Placed {
   const { random } = lab;
   const { n, k, epilogue, outputs, bias, fields } = shape(lab);
   const bits = random.int(1, 8);
@@ -176,7 +176,7 @@ function placeGint(lab: Lab, { groupSizes, asymmetric }: GintOptions): Placed {
   return { index, n, k, outputs, fields: weight, epilogue, values, bias };
 }
 
-function placeDense(lab: Lab): Placed {
+export function placeDense(lab: Lab): Placed {
   const { random } = lab;
   const { n, k, epilogue, outputs, bias, fields } = shape(lab);
   const slots = panelCount(n) * PANEL;
@@ -195,7 +195,7 @@ function placeDense(lab: Lab): Placed {
   return { index, n, k, outputs, fields: weight, epilogue, values, bias };
 }
 
-function placeLut(lab: Lab): Placed {
+export function placeLut(lab: Lab): Placed {
   const { random } = lab;
   const { n, k, epilogue, outputs, bias, fields } = shape(lab);
   const bits = random.pick([1, 2, 3, 4, 4, 5, 8]);
