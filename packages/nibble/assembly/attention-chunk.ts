@@ -1,0 +1,507 @@
+/**
+ * One chunk (128 slots) of attention for a block of queries that share a sequence and a KV head: parameters of its pages,
+ * scores, softmax, weighted sum of values. Exact class but for f32 queries over integer keys.
+ */
+import {
+  codecOf, isFloat, isInt, pageAt, parametersOf, planeAt, queryBits, valueBlock, zeroIntOf,
+} from "./cache";
+import { operand, operandF, place, scratch } from "./control";
+import { preparePairs } from "./dot-panel";
+import { quadBytes, safeSteps, tile2, unpackKeys } from "./dot-tile";
+import { rowAt } from "./elementwise";
+import { floatTile2 } from "./gemm-float";
+import { exp4, fold16, loadHalf4 } from "./math";
+import {
+  ATTENTION_HEADS, ATTENTION_HEAD_DIM, ATTENTION_LAYER, ATTENTION_POSITIONS_AT, ATTENTION_QUERY_AT,
+  ATTENTION_QUERY_SCALE_AT, ATTENTION_QUERY_SUM_AT, ATTENTION_SEQUENCES_AT, ATTENTION_SLIDING_WINDOW,
+  ATTENTION_SOFTMAX_SCALE_F, CODEC_INT4, CODEC_INT8,
+} from "./ops";
+
+const CHUNK: i32 = 128;
+
+// The block.
+let pc: usize = 0;
+let m0: i32 = 0;
+let kvHead: i32 = 0;
+let h0: i32 = 0;
+let headsInBlock: i32 = 0;
+let rowsInBlock: i32 = 0;
+let headDim: i32 = 0;
+export let blockQueries: i32 = 0;
+/** Bytes of one query's accumulated values: headDim rounded up to 16 floats. */
+export let accStride: usize = 0;
+
+// The chunk: its first slot, and the slots that any row of the block sees, counted inside it.
+let start: i32 = 0;
+let from: i32 = 0;
+let to: i32 = 0;
+/** Addresses of the four pages, 0 where no slot is visible. */
+let page0: usize = 0;
+let page1: usize = 0;
+let page2: usize = 0;
+let page3: usize = 0;
+
+// Places in scratch.
+let keyScale: usize = 0;
+let keyZero: usize = 0;
+let valueScale: usize = 0;
+let valueZero: usize = 0;
+let scores: usize = 0;
+export let chunkMax: usize = 0;
+export let chunkSum: usize = 0;
+let zeroSum: usize = 0;
+export let chunkAcc: usize = 0;
+let prepared: usize = 0;
+let panel: usize = 0;
+let tile: usize = 0;
+
+/** Queries of a block: their scores and sums stay within about 200 KiB. */
+export function queryLimit(dim: i32): i32 {
+  return min<i32>(32, 200 * 1024 / (640 + 12 * ((dim + 15) & ~15)));
+}
+
+/** Sets the block up; the result is the place of its running state: 8 bytes a query, then accStride bytes a query. */
+export function openBlock(instruction: usize, first: i32, end: i32, head: i32, headFrom: i32, headTo: i32): usize {
+  pc = instruction;
+  m0 = first;
+  rowsInBlock = end - first;
+  kvHead = head;
+  h0 = headFrom;
+  headsInBlock = headTo - headFrom;
+  headDim = operand(pc, ATTENTION_HEAD_DIM);
+  blockQueries = rowsInBlock * headsInBlock;
+  const padded = (headDim + 15) & ~15;
+  accStride = (<usize>padded) << 2;
+  const count = <usize>blockQueries;
+  keyScale = scratch;
+  keyZero = keyScale + 512;
+  valueScale = keyZero + 512;
+  valueZero = valueScale + 512;
+  tile = valueZero + 512;
+  chunkMax = tile + 128;
+  chunkSum = chunkMax + 128;
+  zeroSum = chunkSum + 128;
+  scores = zeroSum + 128;
+  chunkAcc = scores + count * 512;
+  prepared = chunkAcc + count * accStride;
+  // Half-panels of keys and pages of values use the same place one after the other.
+  panel = prepared + count * accStride;
+  const state = panel + 32 * accStride + 64;
+  return state;
+}
+
+// @ts-ignore: decorator
+@inline
+function queryIndex(q: i32): i32 {
+  return (m0 + q / headsInBlock) * operand(pc, ATTENTION_HEADS) + h0 + (q % headsInBlock);
+}
+
+/** Brings the queries of the block into the form the scores are computed from. */
+export function prepareQueries(): void {
+  const at = place(pc, ATTENTION_QUERY_AT);
+  if (queryBits() == 32) {
+    // The sum of an f32 query, in front of its zero points, is kept beside it.
+    if (!isInt(codecOf(true))) return;
+    for (let q = 0; q < blockQueries; q++) {
+      const x = rowAt(at, queryIndex(q), headDim);
+      let a = f32x4.splat(0);
+      let b = a;
+      let c = a;
+      let d = a;
+      for (let i = 0; i < headDim; i += 16) {
+        const p = x + ((<usize>i) << 2);
+        a = f32x4.add(a, v128.load(p));
+        b = f32x4.add(b, v128.load(p, 16));
+        if (i + 8 < headDim) {
+          c = f32x4.add(c, v128.load(p, 32));
+          d = f32x4.add(d, v128.load(p, 48));
+        }
+      }
+      store<f32>(prepared + ((<usize>q) << 2), fold16(a, b, c, d));
+    }
+    return;
+  }
+  if (ASC_FEATURE_RELAXED_SIMD) return;
+  for (let q = 0; q < blockQueries; q++) {
+    const x = at + <usize>queryIndex(q) * <usize>headDim;
+    preparePairs(x, prepared + <usize>q * (accStride >> 1), headDim);
+  }
+}
+
+/** First and last slot of the chunk that row m sees; first > last when it sees none. */
+// @ts-ignore: decorator
+@inline
+function firstSeen(m: i32): i32 {
+  const window = operand(pc, ATTENTION_SLIDING_WINDOW);
+  const p = load<i32>(place(pc, ATTENTION_POSITIONS_AT) + ((<usize>m) << 2));
+  return window > 0 ? max<i32>(0, p - window + 1 - start) : 0;
+}
+// @ts-ignore: decorator
+@inline
+function lastSeen(m: i32): i32 {
+  const p = load<i32>(place(pc, ATTENTION_POSITIONS_AT) + ((<usize>m) << 2));
+  return min<i32>(CHUNK - 1, p - start);
+}
+
+/** Scales and zero points of one page of an int codec. */
+function loadParameters(plane: usize, codec: i32, zeroInt: bool, scale: usize, zero: usize): void {
+  const at = plane + parametersOf(codec, headDim);
+  for (let i: usize = 0; i < 32; i += 4) {
+    const s = loadHalf4(at + (i << 1));
+    let z = loadHalf4(at + 64 + (i << 1));
+    if (zeroInt) z = f32x4.mul(s, z);
+    v128.store(scale + (i << 2), s);
+    v128.store(zero + (i << 2), z);
+  }
+}
+
+function loadPage(index: i32): usize {
+  if (to < index << 5 || from >= (index + 1) << 5) return 0;
+  const sequence = load<i32>(place(pc, ATTENTION_SEQUENCES_AT) + ((<usize>m0) << 2));
+  const page = pageAt(sequence, operand(pc, ATTENTION_LAYER), start + (index << 5));
+  if (page == 0) return 0;
+  const skip = (<usize>index) << 7;
+  const keyCodec = codecOf(true);
+  const valueCodec = codecOf(false);
+  if (isInt(keyCodec)) {
+    loadParameters(planeAt(page, kvHead, true), keyCodec, zeroIntOf(true), keyScale + skip, keyZero + skip);
+  }
+  if (isInt(valueCodec)) {
+    loadParameters(planeAt(page, kvHead, false), valueCodec, zeroIntOf(false), valueScale + skip, valueZero + skip);
+  }
+  return page;
+}
+
+/** Finds the pages of a chunk and their parameters. False after reporting a bad page number. */
+export function loadPages(chunk: i32): bool {
+  start = chunk << 7;
+  from = CHUNK;
+  to = -1;
+  for (let m = m0; m < m0 + rowsInBlock; m++) {
+    if (firstSeen(m) > lastSeen(m)) continue;
+    from = min<i32>(from, firstSeen(m));
+    to = max<i32>(to, lastSeen(m));
+  }
+  page0 = loadPage(0);
+  page1 = loadPage(1);
+  page2 = loadPage(2);
+  page3 = loadPage(3);
+  for (let i = from >> 5; i <= to >> 5; i++) if (pageOf(i) == 0) return false;
+  return true;
+}
+
+// @ts-ignore: decorator
+@inline
+function pageOf(index: i32): usize {
+  return index == 0 ? page0 : index == 1 ? page1 : index == 2 ? page2 : page3;
+}
+
+/** f32 panel [headDim][16] of 16 positions: codes, or values of an f16 cache. f32 keys are used where they are. */
+function keysAsFloat(plane: usize, codec: i32, half: i32): usize {
+  if (isFloat(codec)) return plane + ((<usize>(half * headDim)) << 6);
+  let out = panel;
+  if (!isInt(codec)) {
+    let at = plane + ((<usize>(half * headDim)) << 5);
+    for (let i = headDim << 2; i > 0; i--) {
+      v128.store(out, loadHalf4(at));
+      out += 16;
+      at += 8;
+    }
+    return panel;
+  }
+  const nibbles = codec == CODEC_INT4;
+  const mask = i32x4.splat(nibbles ? 15 : 255);
+  const dims = nibbles ? 8 : 4;
+  let at = plane + <usize>((half * headDim) / dims) * 64;
+  for (let d = 0; d < headDim; d += dims) {
+    for (let q: usize = 0; q < 64; q += 16) {
+      const v = v128.load(at + q);
+      const p = out + q;
+      v128.store(p, f32x4.convert_i32x4_s(v128.and(v, mask)));
+      v128.store(p, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 8), mask)), 64);
+      v128.store(p, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 16), mask)), 128);
+      v128.store(p, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 24), mask)), 192);
+      if (nibbles) {
+        v128.store(p, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 4), mask)), 256);
+        v128.store(p, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 12), mask)), 320);
+        v128.store(p, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 20), mask)), 384);
+        v128.store(p, f32x4.convert_i32x4_s(i32x4.shr_u(v, 28)), 448);
+      }
+    }
+    at += 64;
+    out += nibbles ? 512 : 256;
+  }
+  return panel;
+}
+
+/**
+ * Exact tile: acc[2][16] += x[t] * rows[t][16], t rising, one product and one sum per step (no fma). `stride` bytes from
+ * row to row. For f32 and f16 keys (t = dim) and for values (t = slot).
+ */
+function exactTile2(rows: usize, stride: usize, x0: usize, x1: usize, count: i32, acc0: usize, acc1: usize): void {
+  let a0 = v128.load(acc0);
+  let a1 = v128.load(acc0, 16);
+  let a2 = v128.load(acc0, 32);
+  let a3 = v128.load(acc0, 48);
+  let b0 = v128.load(acc1);
+  let b1 = v128.load(acc1, 16);
+  let b2 = v128.load(acc1, 32);
+  let b3 = v128.load(acc1, 48);
+  for (; count > 0; count--) {
+    const x = v128.load32_splat(x0);
+    const y = v128.load32_splat(x1);
+    let w = v128.load(rows);
+    a0 = f32x4.add(a0, f32x4.mul(w, x));
+    b0 = f32x4.add(b0, f32x4.mul(w, y));
+    w = v128.load(rows, 16);
+    a1 = f32x4.add(a1, f32x4.mul(w, x));
+    b1 = f32x4.add(b1, f32x4.mul(w, y));
+    w = v128.load(rows, 32);
+    a2 = f32x4.add(a2, f32x4.mul(w, x));
+    b2 = f32x4.add(b2, f32x4.mul(w, y));
+    w = v128.load(rows, 48);
+    a3 = f32x4.add(a3, f32x4.mul(w, x));
+    b3 = f32x4.add(b3, f32x4.mul(w, y));
+    rows += stride;
+    x0 += 4;
+    x1 += 4;
+  }
+  v128.store(acc0, a0);
+  v128.store(acc0, a1, 16);
+  v128.store(acc0, a2, 32);
+  v128.store(acc0, a3, 48);
+  v128.store(acc1, b0);
+  v128.store(acc1, b1, 16);
+  v128.store(acc1, b2, 32);
+  v128.store(acc1, b3, 48);
+}
+
+/** The same for one row of x. */
+function exactTile1(rows: usize, stride: usize, x0: usize, count: i32, acc: usize): void {
+  let a0 = v128.load(acc);
+  let a1 = v128.load(acc, 16);
+  let a2 = v128.load(acc, 32);
+  let a3 = v128.load(acc, 48);
+  for (; count > 0; count--) {
+    const x = v128.load32_splat(x0);
+    a0 = f32x4.add(a0, f32x4.mul(v128.load(rows), x));
+    a1 = f32x4.add(a1, f32x4.mul(v128.load(rows, 16), x));
+    a2 = f32x4.add(a2, f32x4.mul(v128.load(rows, 32), x));
+    a3 = f32x4.add(a3, f32x4.mul(v128.load(rows, 48), x));
+    rows += stride;
+    x0 += 4;
+  }
+  v128.store(acc, a0);
+  v128.store(acc, a1, 16);
+  v128.store(acc, a2, 32);
+  v128.store(acc, a3, 48);
+}
+
+/** Scaled scores of 16 slots from the 16 sums in `acc`, for query q. */
+function storeScores(q: i32, slot: i32, acc: usize, int8: bool): void {
+  const softmaxScale = f32x4.splat(operandF(pc, ATTENTION_SOFTMAX_SCALE_F));
+  const out = scores + ((<usize>(q * CHUNK + slot)) << 2);
+  const codes = isInt(codecOf(true));
+  let scale = f32x4.splat(1);
+  let sum = scale;
+  if (int8) {
+    const index = (<usize>queryIndex(q)) << 2;
+    const s = load<f32>(place(pc, ATTENTION_QUERY_SCALE_AT) + index);
+    scale = f32x4.splat(s);
+    sum = f32x4.splat(s * <f32>load<i32>(place(pc, ATTENTION_QUERY_SUM_AT) + index));
+  } else if (codes) {
+    sum = v128.load32_splat(prepared + ((<usize>q) << 2));
+  }
+  for (let i: usize = 0; i < 16; i += 4) {
+    const at = (<usize>slot + i) << 2;
+    let score = v128.load(acc + (i << 2));
+    if (int8) {
+      score = f32x4.mul(f32x4.convert_i32x4_s(score), f32x4.mul(scale, v128.load(keyScale + at)));
+    } else if (codes) {
+      score = f32x4.mul(score, v128.load(keyScale + at));
+    }
+    if (codes) score = f32x4.sub(score, f32x4.mul(sum, v128.load(keyZero + at)));
+    v128.store(out + (i << 2), f32x4.mul(score, softmaxScale));
+  }
+}
+
+/** Scores of all queries for every half-panel with a visible slot. */
+export function scoreKeys(): void {
+  const codec = codecOf(true);
+  const int8 = queryBits() == 8;
+  const codes = isInt(codec);
+  const wide = codec == CODEC_INT8;
+  const zero = i32x4.splat(0);
+  const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD || !wide ? 4 : 8);
+  const queries = place(pc, ATTENTION_QUERY_AT);
+  const other = tile + 64;
+  for (let half = from >> 4; half <= to >> 4; half++) {
+    const plane = planeAt(pageOf(half >> 1), kvHead, true);
+    let keys = panel;
+    if (int8) {
+      const bytes = (<usize>headDim) << (wide ? 4 : 3);
+      unpackKeys(plane + <usize>(half & 1) * bytes, headDim, wide, panel);
+    } else {
+      keys = keysAsFloat(plane, codec, half & 1);
+    }
+    for (let q = 0; q < blockQueries; q += 2) {
+      const paired = q + 1 < blockQueries;
+      const next = paired ? q + 1 : q;
+      for (let i: usize = 0; i < 128; i += 16) v128.store(tile + i, zero);
+      if (int8) {
+        let x0 = queries + <usize>queryIndex(q) * <usize>headDim;
+        let x1 = queries + <usize>queryIndex(next) * <usize>headDim;
+        if (!ASC_FEATURE_RELAXED_SIMD) {
+          x0 = prepared + <usize>q * (accStride >> 1);
+          x1 = prepared + <usize>next * (accStride >> 1);
+        }
+        tile2(panel, x0, x1, headDim >> 2, safe, tile, other, 0);
+        if (ASC_FEATURE_RELAXED_SIMD && wide) {
+          tile2(panel + ((<usize>headDim) << 4), x0, x1, headDim >> 2, safe, tile, other, 4);
+        }
+      } else {
+        const x0 = rowAt(queries, queryIndex(q), headDim);
+        const x1 = rowAt(queries, queryIndex(next), headDim);
+        if (codes) floatTile2(keys, x0, x1, headDim, tile, other);
+        else exactTile2(keys, 64, x0, x1, headDim, tile, other);
+      }
+      storeScores(q, half << 4, tile, int8);
+      if (paired) storeScores(next, half << 4, other, int8);
+    }
+  }
+}
+
+/** Scores -> weights of the values; maximum, sum and (int values) sum of weighted zero points of every query. */
+export function softmaxChunk(): void {
+  const intValues = isInt(codecOf(false));
+  const none = f32x4.splat(0);
+  for (let q = 0; q < blockQueries; q++) {
+    const m = m0 + q / headsInBlock;
+    const first = firstSeen(m);
+    const last = lastSeen(m);
+    if (first > last) continue;
+    const row = scores + ((<usize>(q * CHUNK)) << 2);
+    const groupFrom = first & ~15;
+    const groupTo = last | 15;
+    for (let t = groupFrom; t < first; t++) store<f32>(row + ((<usize>t) << 2), -Infinity);
+    for (let t = last + 1; t <= groupTo; t++) store<f32>(row + ((<usize>t) << 2), -Infinity);
+    let top = f32x4.splat(-Infinity);
+    const begin = row + ((<usize>groupFrom) << 2);
+    const end = row + ((<usize>(groupTo + 1)) << 2);
+    for (let p = begin; p < end; p += 16) top = f32x4.max(top, v128.load(p));
+    const mx = max<f32>(
+      max<f32>(f32x4.extract_lane(top, 0), f32x4.extract_lane(top, 1)),
+      max<f32>(f32x4.extract_lane(top, 2), f32x4.extract_lane(top, 3)),
+    );
+    const mx4 = f32x4.splat(mx);
+    let a = none;
+    let b = none;
+    let c = none;
+    let d = none;
+    let za = none;
+    let zb = none;
+    let zc = none;
+    let zd = none;
+    for (let p = begin; p < end; p += 64) {
+      const e0 = exp4(f32x4.sub(v128.load(p), mx4));
+      const e1 = exp4(f32x4.sub(v128.load(p, 16), mx4));
+      const e2 = exp4(f32x4.sub(v128.load(p, 32), mx4));
+      const e3 = exp4(f32x4.sub(v128.load(p, 48), mx4));
+      a = f32x4.add(a, e0);
+      b = f32x4.add(b, e1);
+      c = f32x4.add(c, e2);
+      d = f32x4.add(d, e3);
+      if (intValues) {
+        const at = p - row;
+        // Slots outside the visible range may hold any bits as parameters: their products are forced to 0.
+        const v0 = f32x4.ne(e0, none);
+        const v1 = f32x4.ne(e1, none);
+        const v2 = f32x4.ne(e2, none);
+        const v3 = f32x4.ne(e3, none);
+        za = f32x4.add(za, v128.and(v0, f32x4.mul(e0, v128.load(valueZero + at))));
+        zb = f32x4.add(zb, v128.and(v1, f32x4.mul(e1, v128.load(valueZero + at, 16))));
+        zc = f32x4.add(zc, v128.and(v2, f32x4.mul(e2, v128.load(valueZero + at, 32))));
+        zd = f32x4.add(zd, v128.and(v3, f32x4.mul(e3, v128.load(valueZero + at, 48))));
+        v128.store(p, v128.and(v0, f32x4.mul(e0, v128.load(valueScale + at))));
+        v128.store(p, v128.and(v1, f32x4.mul(e1, v128.load(valueScale + at, 16))), 16);
+        v128.store(p, v128.and(v2, f32x4.mul(e2, v128.load(valueScale + at, 32))), 32);
+        v128.store(p, v128.and(v3, f32x4.mul(e3, v128.load(valueScale + at, 48))), 48);
+      } else {
+        v128.store(p, e0);
+        v128.store(p, e1, 16);
+        v128.store(p, e2, 32);
+        v128.store(p, e3, 48);
+      }
+    }
+    const at = (<usize>q) << 2;
+    store<f32>(chunkMax + at, mx);
+    store<f32>(chunkSum + at, fold16(a, b, c, d));
+    store<f32>(zeroSum + at, fold16(za, zb, zc, zd));
+  }
+}
+
+/** Values of slots first..last of a page as f32 [slot][accStride]; slot 0 stands at `panel`. */
+function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
+  for (let slot = first; slot <= last; slot++) {
+    const out = panel + <usize>slot * accStride;
+    const row = <usize>slot * <usize>headDim;
+    if (isFloat(codec)) {
+      memory.copy(out, plane + (row << 2), (<usize>headDim) << 2);
+    } else if (codec == CODEC_INT8) {
+      for (let d: usize = 0; d < <usize>headDim; d += 4) {
+        const v = i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(plane + row + d)));
+        v128.store(out + (d << 2), f32x4.convert_i32x4_s(v));
+      }
+    } else if (codec == CODEC_INT4) {
+      const mask = i32x4.splat(15);
+      const half = (<usize>valueBlock(headDim)) >> 1;
+      let at = plane + (row >> 1);
+      let block = out;
+      const end = at + ((<usize>headDim) >> 1);
+      while (at < end) {
+        for (let i: usize = 0; i < half; i += 4) {
+          const v = i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(at)));
+          v128.store(block + (i << 2), f32x4.convert_i32x4_s(v128.and(v, mask)));
+          v128.store(block + ((i + half) << 2), f32x4.convert_i32x4_s(i32x4.shr_u(v, 4)));
+          at += 4;
+        }
+        block += half << 3;
+      }
+    } else {
+      for (let d: usize = 0; d < <usize>headDim; d += 4) v128.store(out + (d << 2), loadHalf4(plane + ((row + d) << 1)));
+    }
+  }
+}
+
+/** Weighted sums of the values of the chunk for every query, slots rising; int values less their zero points. */
+export function addValues(): void {
+  const codec = codecOf(false);
+  memory.fill(chunkAcc, 0, <usize>blockQueries * accStride);
+  for (let index = from >> 5; index <= to >> 5; index++) {
+    const base = index << 5;
+    valuesAsFloat(planeAt(pageOf(index), kvHead, false), codec, max<i32>(from - base, 0), min<i32>(to - base, 31));
+    for (let q = 0; q < blockQueries; ) {
+      const m = m0 + q / headsInBlock;
+      const first = max<i32>(firstSeen(m) - base, 0);
+      const count = min<i32>(lastSeen(m) - base, 31) - first + 1;
+      // Two heads of one row see the same slots.
+      const paired = (q % headsInBlock) + 1 < headsInBlock;
+      if (count > 0) {
+        const x = scores + ((<usize>(q * CHUNK + base + first)) << 2);
+        const acc = chunkAcc + <usize>q * accStride;
+        const rows = panel + <usize>first * accStride;
+        for (let d: usize = 0; d < accStride; d += 64) {
+          if (paired) exactTile2(rows + d, accStride, x, x + 512, count, acc + d, acc + accStride + d);
+          else exactTile1(rows + d, accStride, x, count, acc + d);
+        }
+      }
+      q += paired ? 2 : 1;
+    }
+  }
+  if (!isInt(codec)) return;
+  for (let q: usize = 0; q < <usize>blockQueries; q++) {
+    const zero = v128.load32_splat(zeroSum + (q << 2));
+    const acc = chunkAcc + q * accStride;
+    for (let d: usize = 0; d < accStride; d += 16) v128.store(acc + d, f32x4.sub(v128.load(acc + d), zero));
+  }
+}

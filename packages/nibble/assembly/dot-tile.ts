@@ -1,0 +1,236 @@
+/**
+ * Integer GEMM for more than one row: a half-panel (16 channels) is unpacked once into thread scratch and then serves all
+ * rows, two at a time (2 x 16 tile). v1.
+ *
+ * relaxed panel: [kPad / 4][16 channels][4 k] bytes; 8-bit codes become two nibble panels. A 16-bit lane gains two products
+ * of at most maxCode * 128 per four columns, which bounds how many may be summed before widening (`safeSteps`).
+ * simd panel: [kPad / 4][2 pairs][16 channels][2 k] 16-bit, pairs (k, k + 2) and (k + 1, k + 3), as in dot-panel.ts.
+ */
+import { bits, kPad, seg1, seg2, seg4, seg8, shift1, shift2 } from "./weight";
+
+/** Bytes of the unpacked form of four columns of 16 channels. */
+// @ts-ignore: decorator
+@inline
+export function quadBytes(): usize {
+  return ASC_FEATURE_RELAXED_SIMD ? 64 : 128;
+}
+
+/** Four-column steps whose products fit a 16-bit lane, for codes up to 2^codeBits - 1 and |x| <= 128. */
+export function safeSteps(codeBits: i32): i32 {
+  const steps = 32767 / (((1 << codeBits) - 1) * 256);
+  return steps >= 64 ? 64 : steps >= 4 ? steps & ~3 : steps;
+}
+
+// @ts-ignore: decorator
+@inline
+function put(to: usize, codes: v128, shift: i32, first: bool): void {
+  if (first) v128.store(to, codes);
+  else v128.store(to, v128.or(v128.load(to), i16x8.shl(codes, shift)));
+}
+
+/**
+ * One segment of 16 channels, `stride` bytes from step to step (64 bytes each). sizeof<W> is its width; only a first
+ * segment overwrites, others are or-ed on top.
+ */
+// @ts-ignore: decorator
+@inline
+function unpackSegment<W>(from: usize, stride: usize, columns: i32, panel: usize, shift: i32, first: bool): void {
+  const perStep = <usize>8 / sizeof<W>();
+  const steps = (<usize>columns / 4) / perStep;
+  const mask = ASC_FEATURE_RELAXED_SIMD
+    ? i8x16.splat(sizeof<W>() == 8 ? 15 : sizeof<W>() == 4 ? 15 : sizeof<W>() == 2 ? 3 : 1)
+    : i16x8.splat(sizeof<W>() == 8 ? 255 : sizeof<W>() == 4 ? 15 : sizeof<W>() == 2 ? 3 : 1);
+  for (let s: usize = 0; s < steps; s++) {
+    for (let q: usize = 0; q < 64; q += 16) {
+      let v = v128.load(from + q);
+      let to = panel + q;
+      for (let t: usize = 0; t < perStep; t++) {
+        if (ASC_FEATURE_RELAXED_SIMD) {
+          put(to, v128.and(v, mask), shift, first);
+        } else {
+          put(to, v128.and(v, mask), shift, first);
+          put(to + 64, v128.and(i16x8.shr_u(v, 8), mask), shift, first);
+        }
+        v = i16x8.shr_u(v, <i32>sizeof<W>());
+        to += quadBytes();
+      }
+    }
+    from += stride;
+    panel += quadBytes() * perStep;
+  }
+}
+
+/** Nibble planes of 8-bit codes: low at panel, high at panel + columns * 16. Relaxed only. */
+function unpackNibbles(from: usize, stride: usize, columns: i32, panel: usize): void {
+  const mask = i8x16.splat(15);
+  const high = panel + (<usize>columns << 4);
+  const end = <usize>columns << 4;
+  for (let at: usize = 0; at < end; at += 64) {
+    for (let q = at; q < at + 64; q += 16) {
+      const v = v128.load(from + (q - at));
+      v128.store(panel + q, v128.and(v, mask));
+      v128.store(high + q, v128.and(i16x8.shr_u(v, 4), mask));
+    }
+    from += stride;
+  }
+}
+
+/** 16 channels (positions) of plain 4- or 8-bit codes, steps of 64 contiguous bytes: a key half-panel of the cache. */
+export function unpackKeys(from: usize, columns: i32, wide: bool, panel: usize): void {
+  if (!wide) unpackSegment<i32>(from, 64, columns, panel, 0, true);
+  else if (ASC_FEATURE_RELAXED_SIMD) unpackNibbles(from, 64, columns, panel);
+  else unpackSegment<i64>(from, 64, columns, panel, 0, true);
+}
+
+/** Unpacks half `half` of panel p, all segments combined. */
+export function unpackHalf(p: i32, half: i32, panel: usize): void {
+  const skip = <usize>half << 6;
+  const columns = <usize>p * <usize>kPad << 2;
+  if (seg8 != 0) {
+    if (ASC_FEATURE_RELAXED_SIMD) unpackNibbles(seg8 + columns * 8 + skip, 128, kPad, panel);
+    else unpackSegment<i64>(seg8 + columns * 8 + skip, 128, kPad, panel, 0, true);
+    return;
+  }
+  let first = true;
+  if (seg4 != 0) {
+    unpackSegment<i32>(seg4 + columns * 4 + skip, 128, kPad, panel, 0, true);
+    first = false;
+  }
+  if (seg2 != 0) {
+    unpackSegment<i16>(seg2 + columns * 2 + skip, 128, kPad, panel, shift2, first);
+    first = false;
+  }
+  if (seg1 != 0) unpackSegment<i8>(seg1 + columns + skip, 128, kPad, panel, shift1, first);
+}
+
+// @ts-ignore: decorator
+@inline
+function dot8(x: v128, codes: v128): v128 {
+  return v128.relaxed_dot<i16>(x, codes);
+}
+
+// @ts-ignore: decorator
+@inline
+function pairDot(codes: v128, x: v128): v128 {
+  return i32x4.dot_i16x8_s(codes, x);
+}
+
+// @ts-ignore: decorator
+@inline
+function addTo(acc: usize, value: v128, shift: i32): void {
+  v128.store(acc, i32x4.add(v128.load(acc), i32x4.shl(value, shift)));
+}
+
+/**
+ * acc0[16] and acc1[16] (i32) += (codes . x) << shift for two rows over `steps` steps of four columns. relaxed: x0, x1 are
+ * s8 codes and `safe` steps may be summed in 16 bits; simd: prepared pairs.
+ */
+export function tile2(
+  panel: usize, x0: usize, x1: usize, steps: i32, safe: i32, acc0: usize, acc1: usize, shift: i32,
+): void {
+  let s0 = i32x4.splat(0);
+  let s1 = s0;
+  let s2 = s0;
+  let s3 = s0;
+  let t0 = s0;
+  let t1 = s0;
+  let t2 = s0;
+  let t3 = s0;
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    while (steps > 0) {
+      let count = min<i32>(safe, steps);
+      steps -= count;
+      let x = v128.load32_splat(x0);
+      let y = v128.load32_splat(x1);
+      let w = v128.load(panel);
+      let a0 = dot8(x, w);
+      let b0 = dot8(y, w);
+      w = v128.load(panel, 16);
+      let a1 = dot8(x, w);
+      let b1 = dot8(y, w);
+      w = v128.load(panel, 32);
+      let a2 = dot8(x, w);
+      let b2 = dot8(y, w);
+      w = v128.load(panel, 48);
+      let a3 = dot8(x, w);
+      let b3 = dot8(y, w);
+      x0 += 4;
+      x1 += 4;
+      panel += 64;
+      while (--count > 0) {
+        x = v128.load32_splat(x0);
+        y = v128.load32_splat(x1);
+        w = v128.load(panel);
+        a0 = i16x8.add(a0, dot8(x, w));
+        b0 = i16x8.add(b0, dot8(y, w));
+        w = v128.load(panel, 16);
+        a1 = i16x8.add(a1, dot8(x, w));
+        b1 = i16x8.add(b1, dot8(y, w));
+        w = v128.load(panel, 32);
+        a2 = i16x8.add(a2, dot8(x, w));
+        b2 = i16x8.add(b2, dot8(y, w));
+        w = v128.load(panel, 48);
+        a3 = i16x8.add(a3, dot8(x, w));
+        b3 = i16x8.add(b3, dot8(y, w));
+        x0 += 4;
+        x1 += 4;
+        panel += 64;
+      }
+      s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
+      s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
+      s2 = i32x4.add(s2, i32x4.extadd_pairwise_i16x8_s(a2));
+      s3 = i32x4.add(s3, i32x4.extadd_pairwise_i16x8_s(a3));
+      t0 = i32x4.add(t0, i32x4.extadd_pairwise_i16x8_s(b0));
+      t1 = i32x4.add(t1, i32x4.extadd_pairwise_i16x8_s(b1));
+      t2 = i32x4.add(t2, i32x4.extadd_pairwise_i16x8_s(b2));
+      t3 = i32x4.add(t3, i32x4.extadd_pairwise_i16x8_s(b3));
+    }
+  } else {
+    for (; steps > 0; steps--) {
+      let x = v128.load32_splat(x0);
+      let y = v128.load32_splat(x1);
+      let w = v128.load(panel);
+      s0 = i32x4.add(s0, pairDot(w, x));
+      t0 = i32x4.add(t0, pairDot(w, y));
+      w = v128.load(panel, 16);
+      s1 = i32x4.add(s1, pairDot(w, x));
+      t1 = i32x4.add(t1, pairDot(w, y));
+      w = v128.load(panel, 32);
+      s2 = i32x4.add(s2, pairDot(w, x));
+      t2 = i32x4.add(t2, pairDot(w, y));
+      w = v128.load(panel, 48);
+      s3 = i32x4.add(s3, pairDot(w, x));
+      t3 = i32x4.add(t3, pairDot(w, y));
+      x = v128.load32_splat(x0, 4);
+      y = v128.load32_splat(x1, 4);
+      w = v128.load(panel, 64);
+      s0 = i32x4.add(s0, pairDot(w, x));
+      t0 = i32x4.add(t0, pairDot(w, y));
+      w = v128.load(panel, 80);
+      s1 = i32x4.add(s1, pairDot(w, x));
+      t1 = i32x4.add(t1, pairDot(w, y));
+      w = v128.load(panel, 96);
+      s2 = i32x4.add(s2, pairDot(w, x));
+      t2 = i32x4.add(t2, pairDot(w, y));
+      w = v128.load(panel, 112);
+      s3 = i32x4.add(s3, pairDot(w, x));
+      t3 = i32x4.add(t3, pairDot(w, y));
+      x0 += 8;
+      x1 += 8;
+      panel += 128;
+    }
+  }
+  addTo(acc0, s0, shift);
+  addTo(acc0 + 16, s1, shift);
+  addTo(acc0 + 32, s2, shift);
+  addTo(acc0 + 48, s3, shift);
+  addTo(acc1, t0, shift);
+  addTo(acc1 + 16, t1, shift);
+  addTo(acc1 + 32, t2, shift);
+  addTo(acc1 + 48, t3, shift);
+}
+
+/** Width of the codes the tile sees at once: nibbles of 8-bit codes in the relaxed binary. */
+export function tileBits(): i32 {
+  return ASC_FEATURE_RELAXED_SIMD && seg8 != 0 ? 4 : bits;
+}

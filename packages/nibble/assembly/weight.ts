@@ -1,0 +1,195 @@
+/**
+ * The weight descriptor of the running instruction, and what happens to a finished half-panel of 16 outputs:
+ * group scale and zero point (linearInt), bias, epilogue. Kept in globals of this instance: one descriptor at a time.
+ */
+import { rowAt } from "./elementwise";
+import { loadHalf4, silu4 } from "./math";
+import {
+  EPILOGUE_ADD, EPILOGUE_SWIGLU, H_WEIGHTS_START, KIND_BF16, SCALAR_F16, WEIGHT_WORDS,
+  W_BIAS_AT, W_BITS, W_CODE_SUM_AT, W_DENSE_AT, W_GROUPS, W_GROUP_SIZE, W_K, W_KIND, W_K_PAD, W_N,
+  W_NEGATIVE_SCALE_AT, W_PANELS, W_SCALE_AT, W_SCALE_TYPE, W_SEG1_AT, W_SEG2_AT, W_SEG4_AT, W_SEG8_AT, W_TABLE_AT,
+  W_TABLE_SCOPE, W_ZERO_AT, W_ZERO_CONST_F, W_ZERO_KIND, ZERO_CONST, ZERO_FLOAT, ZERO_INT,
+} from "./ops";
+
+export let kind: i32 = 0;
+export let n: i32 = 0;
+export let k: i32 = 0;
+export let kPad: i32 = 0;
+export let panels: i32 = 0;
+export let bits: i32 = 0;
+export let groups: i32 = 0;
+/** Columns of a group; k when there is one group. */
+export let groupSize: i32 = 0;
+export let scaleAt: usize = 0;
+export let scaleHalf: bool = false;
+/** ZERO_CONST only for an integer; a const that is no integer counts as ZERO_FLOAT with zeroAt = 0. */
+export let zeroKind: i32 = 0;
+export let zeroConst: f32 = 0;
+export let zeroAt: usize = 0;
+export let codeSumAt: usize = 0;
+export let biasAt: usize = 0;
+export let denseAt: usize = 0;
+export let tableAt: usize = 0;
+export let tableScope: i32 = 0;
+export let negativeScaleAt: usize = 0;
+/** Segments of width 8, 4, 2, 1; 0 = absent. The shift is that of the segment's codes inside the full code. */
+export let seg8: usize = 0;
+export let seg4: usize = 0;
+export let seg2: usize = 0;
+export let seg1: usize = 0;
+export let shift2: i32 = 0;
+export let shift1: i32 = 0;
+export let dst: usize = 0;
+export let ldDst: i32 = 0;
+export let epilogue: i32 = 0;
+
+// @ts-ignore: decorator
+@inline
+function field(w: usize, i: i32): i32 {
+  return load<i32>(w + (<usize>i << 2));
+}
+
+function lines(w: usize, i: i32): usize {
+  const line = field(w, i);
+  return line < 0 ? 0 : (<usize>line) << 6;
+}
+
+export function openWeight(program: usize, index: i32): void {
+  const w = program + ((<usize>(load<i32>(program + (<usize>H_WEIGHTS_START << 2)) + index * WEIGHT_WORDS)) << 2);
+  kind = field(w, W_KIND);
+  n = field(w, W_N);
+  k = field(w, W_K);
+  kPad = field(w, W_K_PAD);
+  panels = field(w, W_PANELS);
+  bits = field(w, W_BITS);
+  groups = field(w, W_GROUPS);
+  groupSize = field(w, W_GROUP_SIZE);
+  if (groupSize == 0) groupSize = k;
+  scaleAt = lines(w, W_SCALE_AT);
+  scaleHalf = field(w, W_SCALE_TYPE) == SCALAR_F16;
+  zeroKind = field(w, W_ZERO_KIND);
+  zeroConst = load<f32>(w + (<usize>W_ZERO_CONST_F << 2));
+  zeroAt = lines(w, W_ZERO_AT);
+  if (zeroKind == ZERO_CONST) {
+    zeroAt = 0;
+    if (zeroConst != nearest<f32>(zeroConst)) zeroKind = ZERO_FLOAT;
+  }
+  codeSumAt = lines(w, W_CODE_SUM_AT);
+  biasAt = lines(w, W_BIAS_AT);
+  denseAt = lines(w, W_DENSE_AT);
+  tableAt = lines(w, W_TABLE_AT);
+  tableScope = field(w, W_TABLE_SCOPE);
+  negativeScaleAt = lines(w, W_NEGATIVE_SCALE_AT);
+  const dense = kind <= KIND_BF16;
+  if (dense) {
+    // One group without a scale; the fields of coded kinds mean nothing.
+    groups = 1;
+    groupSize = k;
+    negativeScaleAt = 0;
+    bits = 0;
+  }
+  seg8 = bits == 8 ? lines(w, W_SEG8_AT) : 0;
+  seg4 = (bits & 4) != 0 ? lines(w, W_SEG4_AT) : 0;
+  seg2 = (bits & 2) != 0 ? lines(w, W_SEG2_AT) : 0;
+  seg1 = (bits & 1) != 0 ? lines(w, W_SEG1_AT) : 0;
+  shift2 = seg4 != 0 ? 4 : 0;
+  shift1 = shift2 + (seg2 != 0 ? 2 : 0);
+}
+
+export function openTarget(at: usize, ld: i32, how: i32): void {
+  dst = at;
+  ldDst = ld;
+  epilogue = how;
+}
+
+/** Four scale-like values of group g from channel `channel` (0..31, a multiple of 4) of panel p. */
+// @ts-ignore: decorator
+@inline
+export function groupValues4(base: usize, half: bool, p: i32, g: i32, channel: i32): v128 {
+  const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
+  return half ? loadHalf4(base + (index << 1)) : v128.load(base + (index << 2));
+}
+
+/** Four zero points as f32, whatever their kind. */
+export function zeros4(p: i32, g: i32, channel: i32): v128 {
+  if (zeroAt == 0) return f32x4.splat(zeroConst);
+  if (zeroKind == ZERO_FLOAT) return groupValues4(zeroAt, scaleHalf, p, g, channel);
+  return f32x4.convert_i32x4_s(intZeros4(p, g, channel));
+}
+
+/** Four integer zero points. */
+// @ts-ignore: decorator
+@inline
+function intZeros4(p: i32, g: i32, channel: i32): v128 {
+  const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
+  return i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(zeroAt + index)));
+}
+
+/**
+ * linearInt: y (16 f32) of one row from the 16 integer sums of group g, half `half` of panel p.
+ * sx, sum, za: the row's scale, code sum and zero point of this group; asymmetric: za counts.
+ */
+export function finishGroup(
+  acc: usize, y: usize, p: i32, half: i32, g: i32, sx: f32, sum: i32, asymmetric: bool, za: i32,
+): void {
+  const sx4 = f32x4.splat(sx);
+  const sum4 = i32x4.splat(asymmetric ? sum - za * min<i32>(groupSize, k - g * groupSize) : sum);
+  for (let q = 0; q < 4; q++) {
+    const at = <usize>q << 4;
+    const channel = (half << 4) + (q << 2);
+    let d = v128.load(acc + at);
+    const s = f32x4.mul(sx4, groupValues4(scaleAt, scaleHalf, p, g, channel));
+    let value: v128;
+    if (asymmetric) {
+      // acc - za * codeSum, against the sum of x - za that the caller's `sum` stands for.
+      const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
+      d = i32x4.sub(d, i32x4.mul(i32x4.splat(za), v128.load(codeSumAt + (index << 2))));
+    }
+    if (zeroKind == ZERO_FLOAT) {
+      const z = zeros4(p, g, channel);
+      value = f32x4.sub(f32x4.convert_i32x4_s(d), f32x4.mul(z, f32x4.convert_i32x4_s(sum4)));
+    } else {
+      const z = zeroKind == ZERO_INT ? intZeros4(p, g, channel) : i32x4.splat(<i32>zeroConst);
+      value = f32x4.convert_i32x4_s(i32x4.sub(d, i32x4.mul(z, sum4)));
+    }
+    value = f32x4.mul(value, s);
+    if (g != 0) value = f32x4.add(v128.load(y + at), value);
+    v128.store(y + at, value);
+  }
+}
+
+/** Bias and epilogue of 16 finished outputs of row m. A swiglu half 0 waits in dst for its other half. */
+export function finishHalf(y: usize, p: i32, half: i32, m: i32): void {
+  const first = (p << 5) + (half << 4);
+  if (biasAt != 0) {
+    const bias = biasAt + (<usize>first << 2);
+    for (let q: usize = 0; q < 64; q += 16) {
+      v128.store(y + q, f32x4.add(v128.load(y + q), v128.load(bias + q)));
+    }
+  }
+  let column = first;
+  let count = n - first;
+  if (epilogue == EPILOGUE_SWIGLU) {
+    column = p << 4;
+    count = (n >> 1) - column;
+  }
+  if (count <= 0) return;
+  if (count > 16) count = 16;
+  const to = rowAt(dst, m, ldDst) + (<usize>column << 2);
+  const combine = epilogue == EPILOGUE_SWIGLU && half == 1;
+  let j = 0;
+  for (; j + 4 <= count; j += 4) {
+    const at = <usize>j << 2;
+    let value = v128.load(y + at);
+    if (epilogue == EPILOGUE_ADD) value = f32x4.add(v128.load(to + at), value);
+    else if (combine) value = f32x4.mul(silu4(v128.load(to + at)), value);
+    v128.store(to + at, value);
+  }
+  for (; j < count; j++) {
+    const at = <usize>j << 2;
+    let value = load<f32>(y + at);
+    if (epilogue == EPILOGUE_ADD) value = load<f32>(to + at) + value;
+    else if (combine) value = f32x4.extract_lane(silu4(v128.load32_splat(to + at)), 0) * value;
+    store<f32>(to + at, value);
+  }
+}
