@@ -6,7 +6,7 @@ import { RecipeError } from "../core/errors.js";
 import type { Method, ModelMethod, SolverMethod } from "../methods/contract.js";
 import type { ActivationQuantizer, Model } from "../model/model.js";
 import { type ParameterSpec, SITE_OF, SITES, type Site } from "../model/roles.js";
-import { compilePattern, compilePatterns } from "./patterns.js";
+import { compilePattern, compilePatterns, type Matcher } from "./patterns.js";
 import { mergedOptions } from "./resolve.js";
 import type { Recipe, RecipeOverride, RecipeStep } from "./schema.js";
 
@@ -34,7 +34,7 @@ export function assignModules(recipe: Recipe, specs: readonly ParameterSpec[]): 
     const candidates = specs.filter((spec) => spec.kind !== "norm" && spec.kind !== "router");
     for (const pattern of [...targets, ...ignore]) {
       const matches = compilePattern(pattern);
-      if (specs.some(matches)) continue;
+      if (exists(matches, specs)) continue;
       throw new RecipeError(
         `step ${index + 1} (${method.id}): pattern "${pattern}" matches no module of this model`,
         { hint: "Modules are named embed, head, layers.<i>.<q|k|v|o|gate|up|down>." },
@@ -131,6 +131,11 @@ export function stepsOf(recipe: Recipe, ...kinds: Method["kind"][]): RecipeStep[
   return recipe.steps.filter(({ method }) => kinds.includes(method.kind));
 }
 
+/** A tied head has no module of its own, but a recipe that names it is right for the model's untied sister. */
+function exists(matches: Matcher, specs: readonly ParameterSpec[]): boolean {
+  return specs.some(matches) || matches({ path: "head", module: "lm_head" });
+}
+
 /** The first override that matches a module. @throws RecipeError for an override that matches nothing. */
 function overrideFinder(
   recipe: Recipe,
@@ -141,7 +146,7 @@ function overrideFinder(
     matches: compilePattern(override.match, override.place),
   }));
   for (const { override, matches } of compiled) {
-    if (specs.some((spec) => matches(spec))) continue;
+    if (exists(matches, specs)) continue;
     throw new RecipeError(
       `"${override.match}" matches no module of this model`,
       {

@@ -1,0 +1,23 @@
+#!/usr/bin/env node
+// Entry of the command line. The only place that sets a V8 flag: Node 20 knows relaxed SIMD, but behind a switch, which
+// holds for this process and its threads. Whether a kernel that uses it answers correctly is probed, never assumed.
+import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { setFlagsFromString } from "node:v8";
+
+const major = Number(process.versions.node.split(".")[0]);
+if (major < 20) {
+  console.error(`nibble needs Node 20 or newer; this is ${process.version}.`);
+  process.exit(1);
+}
+if (major === 20) setFlagsFromString("--experimental-wasm-relaxed-simd");
+
+const main = new URL("../dist/cli/main.js", import.meta.url);
+if (!existsSync(fileURLToPath(main))) {
+  console.error(
+    "nibble is not built yet: run `npm run build` (or `npm start`) in the checkout first.",
+  );
+  process.exit(1);
+}
+const { runCli } = await import(main.href);
+process.exitCode = await runCli(process.argv.slice(2));

@@ -1,0 +1,29 @@
+/** The verbs, in the order of the help text. */
+import type { Verb } from "../verb.js";
+import { bench } from "./bench.js";
+import { compress } from "./compress.js";
+import { doctor } from "./doctor.js";
+import { evaluate } from "./eval.js";
+import { inspect } from "./inspect.js";
+import { list } from "./list.js";
+import { logits } from "./logits.js";
+import { plan } from "./plan.js";
+import { pull } from "./pull.js";
+import { recipeSchema } from "./recipe.js";
+import { run } from "./run.js";
+import { start } from "./start.js";
+
+export const VERBS: readonly Verb[] = [
+  compress,
+  evaluate,
+  run,
+  bench,
+  inspect,
+  plan,
+  list,
+  pull,
+  logits,
+  doctor,
+  recipeSchema,
+  start,
+];
