@@ -5,11 +5,13 @@
 import type { z } from "zod";
 import type { Definition } from "../core/registry.js";
 import type { Philox } from "../core/rng.js";
-import type { GroupSize, QuantTensor } from "../encodings/types.js";
+import type { DenseCodecId, FloatType, GroupSize, QuantTensor } from "../encodings/types.js";
 import type { EngineLinalg } from "../linalg/engine-linalg.js";
 import type { Model } from "../model/model.js";
+import type { Site } from "../model/roles.js";
 
-export type MethodKind = "transform" | "weights" | "activations" | "kv" | "embeddings";
+/** "scaling": exact rescaling of inputs on calibration statistics; comes after transforms and before weights. */
+export type MethodKind = "transform" | "scaling" | "weights" | "activations" | "kv" | "embeddings";
 
 /** What a solver reads besides the weight; drives the pipeline and the memory preflight. */
 export interface Needs {
@@ -41,18 +43,21 @@ export interface SiteStatsView {
   readonly maxAbs?: Float32Array;
 }
 
-/** How a tensor will be stored; formats and kernels say whether they can. */
+/** How a tensor will be stored; formats and kernels say whether they can. `csr`: with a sparse side-car. */
 export type Produced =
   | {
       encoding: "gint";
+      csr?: boolean;
       bits: number;
       groupSize: GroupSize;
       zero: "const" | "int" | "float";
       /** True when a permutation of the input columns is stored with the tensor. */
       perm?: boolean;
     }
-  | { encoding: "lut"; bits: number; groupSize: GroupSize; table: string }
-  | { encoding: "dense"; type: "f32" | "f16" | "bf16" };
+  /** `table`: its name, or "row" for one table a row. */
+  | { encoding: "lut"; bits: number; groupSize: GroupSize; table: string; csr?: boolean }
+  /** `type`: the widest that may occur. */
+  | { encoding: "dense"; type: FloatType; codec?: DenseCodecId };
 
 /** Cost of one linear: working memory beside the f32 weight, and floating-point operations. */
 export interface Estimate {
@@ -99,6 +104,71 @@ export interface Solved {
   notes?: string[];
 }
 
+/** A linear that reads a site. */
+export interface SiteLinear<Options> extends Shape {
+  path: string;
+  /** f32 [n, k] as it is now, with every scale that was folded before; not to be changed. */
+  weight: Float32Array;
+  /** Options of this linear, or null when another step (or none) quantizes it: then it is only scaled along. */
+  options: Options | null;
+}
+
+/** What computes the input of a site, and so takes up 1 / scale. */
+export type SiteProducer =
+  /** attn_in, mlp_in: the gain [k] of the norm in front. */
+  | { kind: "norm" }
+  /**
+   * attn_out, mlp_out: rows of v or up (and their bias). Channel h * headDim + d comes from row
+   * floor(h / repeat) * headDim + d; repeat = query heads per KV head for v, 1 for up (headDim = k).
+   */
+  | { kind: "rows"; repeat: number; headDim: number }
+  /** Nothing can (an online transform stands between): the scale is stored with the linears. */
+  | { kind: "none"; why: string };
+
+export interface SiteView<Options> {
+  site: Site;
+  layer: number;
+  /** Expert of mlp_out in a MoE block, else null. */
+  expert: number | null;
+  /** Channels of the input. */
+  k: number;
+  producer: SiteProducer;
+  /** Every linear that reads the input: q, k, v; o; gate, up (of all experts); down. */
+  linears: SiteLinear<Options>[];
+}
+
+/** Weights W diag(scale), inputs x / scale. */
+export interface SiteScale {
+  /** [k], finite and > 0. Equal for channels that share a producing row, else it is not folded. */
+  scale: Float32Array;
+  notes?: string[];
+}
+
+/**
+ * Per-site hook of methods that rescale inputs. For each block in order, before any linear of it is solved, the pipeline
+ *  1. observes the block once with the statistics that `needs` names;
+ *  2. for each site of `siteOrder` (and each expert's mlp_out) that has a linear of the step, calls `prepareSite` with the
+ *     statistics of that site (for mlp_in of a MoE block: the sum over the experts);
+ *  3. for a result that is not null calls `applySiteScale` (methods/shared/site-scale.ts), which multiplies the columns of all
+ *     linears of the site and of a MoE router, and folds 1 / scale into the producer. Where that cannot be it changes
+ *     nothing and returns a `pre` operation: then the pipeline multiplies the columns it hands to `solve` by the scale
+ *     and puts the operation first into `tensor.pre` of what every linear of the site is solved to;
+ *  4. gives every later reader of these statistics `rescaleStats(stats, scale)`.
+ * The block computes the same function before and after, so nothing is observed again. What was folded into norm gains,
+ * v and up changes tensors that other steps quantize or that are stored as they are: a resume state must hold the scales.
+ */
+export interface SiteScaler<Options> {
+  /** True when the method may not follow a transform that rotates the residual stream. */
+  readonly originalBasis: boolean;
+  /** @returns null to leave the site as it is. @throws NumericError naming the site */
+  prepareSite(
+    site: SiteView<Options>,
+    stats: SiteStatsView,
+    options: Options,
+    ctx: SolveContext,
+  ): Promise<SiteScale | null>;
+}
+
 export interface TransformContext {
   rng: Philox;
   log(message: string): void;
@@ -120,6 +190,8 @@ export interface SolverMethod<Options> extends MethodBase<Options> {
   estimate(shape: Shape, options: Options): Estimate;
   targets(options: Options): Targets;
   schedule?(options: Options): Schedule;
+  /** Rescales the inputs of a site before its linears are solved. */
+  readonly scaler?: SiteScaler<Options>;
   /**
    * @param weight f32 [n, k] row-major; the solver may change it
    * @param stats inputs of the site, or null when the options need no calibration
@@ -141,12 +213,20 @@ export interface ModelMethod<Options> extends MethodBase<Options> {
   apply(model: Model, options: Options, ctx: TransformContext): Promise<void>;
 }
 
+/** Rescaling alone: the calibration pass runs its `scaler` on every block before the solvers of later steps. */
+export interface ScalingMethod<Options> extends MethodBase<Options> {
+  readonly kind: "scaling";
+  needs(options: Options): Needs;
+  readonly scaler: SiteScaler<Options>;
+}
+
 /** A method of any kind, as the registry holds it; `options.parse()` makes what its functions take. */
-export type Method = SolverMethod<unknown> | ModelMethod<unknown>;
+export type Method = SolverMethod<unknown> | ModelMethod<unknown> | ScalingMethod<unknown>;
 
 /** Types a definition; the options of its functions follow from the schema. */
 export function defineMethod<Options>(method: SolverMethod<Options>): SolverMethod<Options>;
 export function defineMethod<Options>(method: ModelMethod<Options>): ModelMethod<Options>;
+export function defineMethod<Options>(method: ScalingMethod<Options>): ScalingMethod<Options>;
 export function defineMethod(method: Method): Method {
   return method;
 }

@@ -5,9 +5,11 @@ import type { Method } from "./contract.js";
 import { embeddings } from "./embeddings.js";
 import { gptq } from "./gptq.js";
 import { kv } from "./kv.js";
+import { quarot } from "./quarot.js";
 import { rtn } from "./rtn.js";
 
 export const methods = new Registry<Method>("method");
+methods.add(quarot);
 methods.add(rtn);
 methods.add(gptq);
 methods.add(embeddings);

@@ -16,7 +16,9 @@ const symmetry = z
 /** Keys of the options object. Put them into a strictObject and refine it with `checkGrid`. */
 export const gridShape = {
   bits: z.int().min(1).max(8).default(4),
-  groupSize: z.union([z.enum(["channel", "tensor"]), z.int().min(8).multipleOf(8)]).default("channel"),
+  groupSize: z
+    .union([z.enum(["channel", "tensor"]), z.int().min(8).multipleOf(8)])
+    .default("channel"),
   sym: symmetry.default(false),
   zero: z.enum(["int", "float"]).default("int"),
   range: z.enum(["zero", "raw"]).default("zero"),
