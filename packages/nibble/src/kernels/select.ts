@@ -3,10 +3,10 @@
  * a browser, where the native module is never touched. `NIBBLE_BACKEND` is read by the caller (command line, bench).
  */
 import { BackendError } from "../core/errors.js";
-import type { Backend, BackendId, BackendStatus } from "./contract.js";
+import type { Backend, BackendId, BackendStatus, Engine, EngineOptions } from "./contract.js";
 
 /** Fastest first. */
-export const BACKEND_ORDER: readonly BackendId[] = ["native", "wasm", "reference"];
+const BACKEND_ORDER: readonly BackendId[] = ["native", "wasm", "reference"];
 
 const inNode = typeof process !== "undefined" && process.versions?.node !== undefined;
 
@@ -23,29 +23,48 @@ const LOADERS: Record<BackendId, () => Promise<Backend>> = {
   },
 };
 
-/** @throws BackendError when this system cannot even load the backend's module. */
-export function loadBackend(id: BackendId): Promise<Backend> {
-  return LOADERS[id]();
-}
+/** Loads the module of a backend. */
+export type LoadBackend = (id: BackendId) => Promise<Backend>;
+const loadBackend: LoadBackend = (id) => LOADERS[id]();
 
-/** The backend and its status; a module that does not load counts as not available. */
-async function examine(
-  id: BackendId,
-  load: typeof loadBackend,
-): Promise<{ backend: Backend | null; status: BackendStatus }> {
-  try {
-    const backend = await load(id);
-    return { backend, status: await backend.status() };
-  } catch (error) {
-    const notice = error instanceof Error ? error.message : String(error);
-    return { backend: null, status: { id, variant: null, available: false, notices: [notice] } };
+/** A backend whose module is loaded when it is first asked for; one that does not load is not available. */
+class LazyBackend implements Backend {
+  readonly id: BackendId;
+  readonly #load: LoadBackend;
+  #backend: Promise<Backend> | null = null;
+
+  constructor(id: BackendId, load: LoadBackend) {
+    this.id = id;
+    this.#load = load;
+  }
+
+  #get(): Promise<Backend> {
+    this.#backend ??= this.#load(this.id);
+    return this.#backend;
+  }
+
+  async status(): Promise<BackendStatus> {
+    try {
+      return await (await this.#get()).status();
+    } catch (error) {
+      const notice = error instanceof Error ? error.message : String(error);
+      return { id: this.id, variant: null, available: false, notices: [notice] };
+    }
+  }
+
+  async createEngine(options: EngineOptions): Promise<Engine> {
+    return (await this.#get()).createEngine(options);
   }
 }
 
-/** Status of every backend, fastest first (`nibble doctor`). */
-export async function backendStatuses(): Promise<BackendStatus[]> {
-  const all = await Promise.all(BACKEND_ORDER.map((id) => examine(id, loadBackend)));
-  return all.map(({ status }) => status);
+/** Every backend, fastest first. Nothing is loaded before a status or an engine is asked for. */
+function allBackends(load: LoadBackend): Backend[] {
+  return BACKEND_ORDER.map((id) => new LazyBackend(id, load));
+}
+
+/** Status of every backend, fastest first (`nibble doctor`). Never throws. */
+export function backendStatuses(load: LoadBackend = loadBackend): Promise<BackendStatus[]> {
+  return Promise.all(allBackends(load).map((backend) => backend.status()));
 }
 
 /**
@@ -57,25 +76,21 @@ export async function backendStatuses(): Promise<BackendStatus[]> {
 export async function selectBackend(
   choice: "auto" | BackendId,
   log: (line: string) => void,
-  load: typeof loadBackend = loadBackend,
+  load: LoadBackend = loadBackend,
 ): Promise<Backend> {
-  if (choice !== "auto") {
-    const { backend, status } = await examine(choice, load);
-    if (backend && status.available) return backend;
-    throw new BackendError(
-      `the ${choice} backend cannot run here: ${reason(status)}`,
-      { hint: 'Use backend "auto", or see `nibble doctor` for what runs.' },
-      "backend-unavailable",
-    );
-  }
-  for (const id of BACKEND_ORDER) {
-    const { backend, status } = await examine(id, load);
-    if (backend && status.available) return backend;
-    log(`${id} backend not used: ${reason(status)}`);
+  for (const backend of allBackends(load)) {
+    if (choice !== "auto" && choice !== backend.id) continue;
+    const status = await backend.status();
+    if (status.available) return backend;
+    const reason = status.notices.join("; ") || "it did not say why";
+    if (choice === backend.id) {
+      throw new BackendError(
+        `the ${choice} backend cannot run here: ${reason}`,
+        { hint: 'Use backend "auto", or see `nibble doctor` for what runs.' },
+        "backend-unavailable",
+      );
+    }
+    log(`${backend.id} backend not used: ${reason}`);
   }
   throw new BackendError("no backend runs here", { hint: "`nibble doctor` shows why." });
-}
-
-function reason(status: BackendStatus): string {
-  return status.notices.join("; ") || "it did not say why";
 }
