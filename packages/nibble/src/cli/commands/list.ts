@@ -21,8 +21,14 @@ const LISTS: Record<string, () => Promise<Row[]>> = {
     return presets().map(({ id, summary, recipe }) => ({ id, summary, recipe }));
   },
   async formats() {
-    const { FORMATS } = await import("../../formats/index.js");
-    return FORMATS.map(({ id, title, reads, writes }) => ({ id, title, reads, writes }));
+    const { formats } = await import("../../formats/index.js");
+    return [...formats].map(({ id, title, files, reads, writes }) => ({
+      id,
+      reads,
+      writes,
+      title,
+      files,
+    }));
   },
   async kv() {
     const { KV_PRESET_NAMES, kvPreset } = await import("../../kv/presets.js");
