@@ -32,7 +32,8 @@ function constant(name) {
 
 /** All constants in order, as blocks of [title, [name, value][]]. */
 function blocks(ops) {
-  const fields = (prefix, names, skip) => names.map((name, i) => [`${prefix}_${constant(name)}`, i + skip]);
+  const fields = (prefix, names, skip) =>
+    names.map((name, i) => [`${prefix}_${constant(name)}`, i + skip]);
   const all = [
     [
       "Program",
@@ -57,7 +58,10 @@ function blocks(ops) {
     all.push([prefix, Object.entries(values).map(([k, v]) => [`${prefix}_${constant(k)}`, v])]);
   }
   all.push(["Header", [...fields("H", ops.HEADER, 0), ["HEADER_WORDS", ops.HEADER.length]]]);
-  all.push(["Weight descriptor", [...fields("W", ops.WEIGHT, 0), ["WEIGHT_WORDS", ops.WEIGHT.length]]]);
+  all.push([
+    "Weight descriptor",
+    [...fields("W", ops.WEIGHT, 0), ["WEIGHT_WORDS", ops.WEIGHT.length]],
+  ]);
   all.push(["Cache descriptor", [...fields("C", ops.CACHE, 0), ["CACHE_WORDS", ops.CACHE.length]]]);
   for (const name of ops.OP_NAMES) {
     const prefix = constant(name);
@@ -74,7 +78,8 @@ function blocks(ops) {
   return all;
 }
 
-const NOTICE = "Written by scripts/generate-ops.mjs from packages/nibble/src/kernels/ops.ts. Do not edit.";
+const NOTICE =
+  "Written by scripts/generate-ops.mjs from packages/nibble/src/kernels/ops.ts. Do not edit.";
 
 function assemblyScript(all) {
   const lines = [`// ${NOTICE}`];

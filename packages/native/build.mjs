@@ -1,0 +1,145 @@
+/**
+ * Builds the native addon with the system's C compiler and node-api-headers; no node-gyp, no network.
+ *
+ *   node build.mjs             compile what changed
+ *   node build.mjs --force     compile everything
+ *
+ * Without a compiler it prints one line and succeeds: WebAssembly runs instead.
+ */
+import { execFile, spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
+import { createRequire } from "node:module";
+import { availableParallelism } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const source = join(here, "src");
+const build = join(here, "build");
+const output = join(build, "nibble.node");
+const run = promisify(execFile);
+
+/** Sources compiled once per instruction set, with NIBBLE_ISA set to its name. */
+const KERNELS = [
+  "append_kv",
+  "attention",
+  "decode",
+  "float_tile",
+  "gemm",
+  "hadamard",
+  "linalg",
+  "linear_float",
+  "linear_int",
+  "norm_quantize",
+  "rows",
+  "stats",
+  "table",
+];
+const COMMON = ["addon", "ceilings", "cpu", "threads", "validate"];
+
+const ISAS = {
+  x64: {
+    baseline: [],
+    avx2: ["-mavx2", "-mfma", "-mf16c"],
+    avx512vnni: [
+      ..."-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(" "),
+      ..."-mavx2 -mfma -mf16c -mprefer-vector-width=512".split(" "),
+    ],
+  },
+  arm64: { baseline: [], neon: ["-march=armv8.2-a+dotprod"] },
+};
+
+const FLAGS = [
+  ..."-O3 -std=gnu11 -fPIC -fvisibility=hidden -pthread".split(" "),
+  // Exact ops round after every operation; errno and traps are never looked at.
+  ..."-ffp-contract=off -fno-math-errno -fno-trapping-math -fno-strict-aliasing".split(" "),
+  ..."-Wall -Wextra -Wno-psabi -Wno-unknown-pragmas".split(" "),
+];
+
+/** Platforms whose system calls the sources use. */
+const PLATFORMS = ["linux", "darwin", "freebsd"];
+
+function findCompiler() {
+  const candidates = [process.env.CC, "cc", "gcc", "clang"].filter(Boolean);
+  return candidates.find(
+    (name) => spawnSync(name, ["--version"], { stdio: "ignore" }).status === 0,
+  );
+}
+
+/** Modification time, 0 when the file is missing. */
+const modified = (path) => (existsSync(path) ? statSync(path).mtimeMs : 0);
+
+/** One compilation: [object file, arguments]. */
+function jobs(include) {
+  const list = COMMON.map((name) => [`${name}.o`, [join(source, `${name}.c`)]]);
+  for (const [isa, flags] of Object.entries(ISAS[process.arch])) {
+    for (const name of KERNELS) {
+      list.push([`${name}-${isa}.o`, [...flags, `-DNIBBLE_ISA=${isa}`, join(source, `${name}.c`)]]);
+    }
+  }
+  return list.map(([object, args]) => {
+    const path = join(build, object);
+    return [path, [...FLAGS, "-I", include, "-c", "-o", path, ...args]];
+  });
+}
+
+async function compile(compiler, list) {
+  const queue = [...list];
+  const worker = async () => {
+    for (let job = queue.pop(); job; job = queue.pop()) {
+      const { stderr } = await run(compiler, job[1]);
+      if (stderr) process.stderr.write(stderr);
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(4, availableParallelism()) }, worker));
+}
+
+async function main() {
+  if (!ISAS[process.arch] || !PLATFORMS.includes(process.platform)) {
+    console.log(
+      `native: not built on ${process.platform}-${process.arch}; WebAssembly runs instead`,
+    );
+    return;
+  }
+  const compiler = findCompiler();
+  if (!compiler) {
+    console.log("native: no C compiler (cc, gcc or clang) found; WebAssembly runs instead");
+    return;
+  }
+  const include = createRequire(import.meta.url)("node-api-headers").include_dir;
+  mkdirSync(build, { recursive: true });
+  const headers = readdirSync(source).filter((name) => name.endsWith(".h"));
+  const newestHeader = Math.max(
+    modified(fileURLToPath(import.meta.url)),
+    ...headers.map((name) => modified(join(source, name))),
+  );
+  const force = process.argv.includes("--force");
+  const stale = jobs(include).filter(([path, args]) => {
+    const built = modified(path);
+    return force || built < newestHeader || built < modified(args.at(-1));
+  });
+  if (stale.length === 0 && modified(output) > 0) return;
+  const started = performance.now();
+  await compile(compiler, stale);
+  const link =
+    process.platform === "darwin" ? ["-bundle", "-undefined", "dynamic_lookup"] : ["-shared"];
+  const objects = jobs(include).map(([path]) => path);
+  const fresh = `${output}.${process.pid}`;
+  try {
+    await run(compiler, [...link, "-pthread", "-o", fresh, ...objects, "-lm"]);
+    renameSync(fresh, output); // a process that has the old file loaded keeps it
+  } finally {
+    rmSync(fresh, { force: true });
+  }
+  console.log(
+    `native: built with ${compiler} in ${((performance.now() - started) / 1000).toFixed(1)} s`,
+  );
+}
+
+main().catch((error) => {
+  console.error(
+    `native: the build failed; WebAssembly runs instead\n${error.stderr ?? error.stack}`,
+  );
+  process.exitCode = process.argv.includes("--force") ? 1 : 0;
+});

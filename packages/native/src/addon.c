@@ -1,0 +1,381 @@
+/*
+ * The N-API surface: engines (an arena and a team of threads), programs, runs.
+ *
+ * An engine has a dispatcher thread that acts as thread 0 of asynchronous runs, so the event loop never blocks;
+ * runSync uses the calling thread instead. Handles are JavaScript externals; their finalizers free what was not disposed.
+ */
+#define NAPI_VERSION 8
+#include <node_api.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "ceilings.h"
+#include "cpu.h"
+#include "threads.h"
+#include "validate.h"
+
+#define HUGE_PAGE ((size_t)2 << 20)
+
+/* The mapping outlives the engine while JavaScript holds the ArrayBuffer. */
+typedef struct {
+  uint8_t *base; /* 2 MiB aligned */
+  void *mapped;
+  size_t mapped_bytes;
+  _Atomic int references;
+} arena_map;
+
+typedef struct engine {
+  arena_map *arena;
+  nb_team *team;
+  int threads, has_dispatcher, disposed;
+  int64_t bytes;
+  pthread_t dispatcher;
+  napi_threadsafe_function done;
+  napi_deferred deferred;
+  napi_ref program_ref; /* keeps the program of a run alive */
+  const nb_program *program;
+  int busy; /* seen by the JavaScript thread only */
+  int32_t status;
+  _Atomic uint32_t jobs; /* runs handed to the dispatcher */
+  _Atomic uint32_t asleep;
+  _Atomic int quit;
+} engine;
+
+static const napi_type_tag engine_tag = {0x6e6962626c650001u, 0x656e67696e650000u};
+static const napi_type_tag program_tag = {0x6e6962626c650002u, 0x70726f6772616d00u};
+
+static napi_value fail(napi_env env, const char *code, const char *message) {
+  napi_throw_error(env, code, message);
+  return NULL;
+}
+
+/* ---- arena ---- */
+
+static void release_arena(arena_map *a) {
+  if (atomic_fetch_sub(&a->references, 1) > 1) return;
+  munmap(a->mapped, a->mapped_bytes);
+  free(a);
+}
+
+static arena_map *map_arena(size_t bytes) {
+  arena_map *a = malloc(sizeof *a);
+  if (!a) return NULL;
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#ifdef MAP_NORESERVE
+  flags |= MAP_NORESERVE;
+#endif
+  a->mapped_bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
+  a->mapped = mmap(NULL, a->mapped_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (a->mapped == MAP_FAILED) {
+    free(a);
+    return NULL;
+  }
+  a->base = (uint8_t *)(((uintptr_t)a->mapped + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+#ifdef MADV_HUGEPAGE
+  madvise(a->base, a->mapped_bytes - HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+  atomic_init(&a->references, 1);
+  return a;
+}
+
+static void buffer_finalize(napi_env env, void *data, void *hint) {
+  (void)env;
+  (void)data;
+  release_arena(hint);
+}
+
+/* ---- dispatcher ---- */
+
+static void *dispatch(void *arg) {
+  engine *e = arg;
+  uint32_t seen = 0;
+  for (;;) {
+    const int64_t start = nb_now();
+    while (atomic_load(&e->jobs) == seen && nb_now() - start < 30000)
+      for (int i = 0; i < 16; i++) nb_pause();
+    atomic_store(&e->asleep, 1);
+    while (atomic_load(&e->jobs) == seen) nb_wait(&e->jobs, seen);
+    atomic_store(&e->asleep, 0);
+    seen++;
+    if (atomic_load(&e->quit)) return NULL;
+    e->status = nb_team_run(e->team, e->program);
+    napi_call_threadsafe_function(e->done, NULL, napi_tsfn_nonblocking);
+  }
+}
+
+/* On the JavaScript thread: the run is over. */
+static void settle(napi_env env, napi_value callback, void *context, void *data) {
+  engine *e = context;
+  (void)callback;
+  (void)data;
+  if (!env || !e->busy) return;
+  napi_value status;
+  e->busy = 0;
+  napi_unref_threadsafe_function(env, e->done);
+  napi_delete_reference(env, e->program_ref);
+  napi_create_int32(env, e->status, &status);
+  napi_resolve_deferred(env, e->deferred, status);
+}
+
+static void stop_engine(engine *e) {
+  if (e->disposed) return;
+  e->disposed = 1;
+  if (e->has_dispatcher) {
+    atomic_store(&e->quit, 1);
+    atomic_fetch_add(&e->jobs, 1);
+    nb_wake(&e->jobs);
+    pthread_join(e->dispatcher, NULL);
+    napi_release_threadsafe_function(e->done, napi_tsfn_abort);
+  }
+  nb_team_destroy(e->team);
+}
+
+static void engine_finalize(napi_env env, void *data, void *hint) {
+  engine *e = data;
+  (void)env;
+  (void)hint;
+  stop_engine(e);
+  release_arena(e->arena);
+  free(e);
+}
+
+static int start_dispatcher(napi_env env, engine *e) {
+  napi_value name;
+  if (e->has_dispatcher) return 1;
+  napi_create_string_utf8(env, "nibble", NAPI_AUTO_LENGTH, &name);
+  if (napi_create_threadsafe_function(env, NULL, NULL, name, 0, 1, NULL, NULL, e, settle, &e->done) != napi_ok) return 0;
+  napi_unref_threadsafe_function(env, e->done);
+  if (pthread_create(&e->dispatcher, NULL, dispatch, e)) {
+    napi_release_threadsafe_function(e->done, napi_tsfn_abort);
+    return 0;
+  }
+  e->has_dispatcher = 1;
+  return 1;
+}
+
+/* ---- arguments ---- */
+
+static int arguments(napi_env env, napi_callback_info info, size_t count, napi_value *values) {
+  size_t given = count;
+  napi_get_cb_info(env, info, &given, values, NULL, NULL);
+  if (given >= count) return 1;
+  napi_throw_type_error(env, "usage", "too few arguments");
+  return 0;
+}
+
+static void *handle_of(napi_env env, napi_value value, const napi_type_tag *tag) {
+  bool matches = false;
+  void *data = NULL;
+  napi_valuetype type;
+  if (napi_typeof(env, value, &type) == napi_ok && type == napi_external) {
+    napi_check_object_type_tag(env, value, tag, &matches);
+    if (matches) napi_get_value_external(env, value, &data);
+  }
+  if (!data) napi_throw_type_error(env, "usage", "not a handle of this kind");
+  return data;
+}
+
+static engine *engine_of(napi_env env, napi_value value) {
+  engine *e = handle_of(env, value, &engine_tag);
+  if (e && e->disposed) {
+    napi_throw_error(env, "disposed", "the engine has been disposed");
+    return NULL;
+  }
+  return e;
+}
+
+/* ---- exports ---- */
+
+/* variants(): { name, runs, needs }[] best first. */
+static napi_value variants(napi_env env, napi_callback_info info) {
+  napi_value list;
+  (void)info;
+  napi_create_array(env, &list);
+  uint32_t i = 0;
+  for (const nb_variant *v = nb_variants(); v->kernels; v++) {
+    napi_value item, name, runs, needs;
+    napi_create_object(env, &item);
+    napi_create_string_utf8(env, v->kernels->name, NAPI_AUTO_LENGTH, &name);
+    napi_get_boolean(env, v->runs(), &runs);
+    napi_create_string_utf8(env, v->needs, NAPI_AUTO_LENGTH, &needs);
+    napi_set_named_property(env, item, "name", name);
+    napi_set_named_property(env, item, "runs", runs);
+    napi_set_named_property(env, item, "needs", needs);
+    napi_set_element(env, list, i++, item);
+  }
+  return list;
+}
+
+/* create(arenaBytes, threads, variant): engine */
+static napi_value create(napi_env env, napi_callback_info info) {
+  napi_value args[3], result;
+  double bytes;
+  int32_t threads;
+  char variant[32];
+  if (!arguments(env, info, 3, args)) return NULL;
+  if (napi_get_value_double(env, args[0], &bytes) != napi_ok || napi_get_value_int32(env, args[1], &threads) != napi_ok ||
+      napi_get_value_string_utf8(env, args[2], variant, sizeof variant, NULL) != napi_ok) {
+    return fail(env, "usage", "create(arenaBytes, threads, variant)");
+  }
+  if (!(bytes >= CONTROL_BYTES && bytes <= 1e14) || threads < 1 || threads > 1024) {
+    return fail(env, "usage", "arenaBytes or threads out of range");
+  }
+  const nb_kernels *kernels = nb_find_variant(variant);
+  if (!kernels) return fail(env, "variant", "this variant does not run on this processor");
+  engine *e = calloc(1, sizeof *e);
+  if (!e || !(e->arena = map_arena((size_t)bytes))) {
+    free(e);
+    return fail(env, "memory", "the system does not give an arena of this size");
+  }
+  e->bytes = (int64_t)bytes;
+  e->threads = threads;
+  e->team = nb_team_create(e->arena->base, e->bytes, threads, kernels);
+  if (!e->team) {
+    release_arena(e->arena);
+    free(e);
+    return fail(env, "threads", "the system does not start this many threads");
+  }
+  napi_create_external(env, e, engine_finalize, NULL, &result);
+  napi_type_tag_object(env, result, &engine_tag);
+  return result;
+}
+
+/* memory(engine): ArrayBuffer over the arena. To be called once an engine. */
+static napi_value memory(napi_env env, napi_callback_info info) {
+  napi_value args[1], result;
+  engine *e;
+  if (!arguments(env, info, 1, args) || !(e = engine_of(env, args[0]))) return NULL;
+  atomic_fetch_add(&e->arena->references, 1);
+  if (napi_create_external_arraybuffer(env, e->arena->base, (size_t)e->bytes, buffer_finalize, e->arena, &result) != napi_ok) {
+    atomic_fetch_sub(&e->arena->references, 1);
+    return fail(env, "memory", "this JavaScript engine cannot address an arena of this size");
+  }
+  return result;
+}
+
+static void program_finalize(napi_env env, void *data, void *hint) {
+  (void)env;
+  (void)hint;
+  free(((nb_program *)data)->words);
+  free(data);
+}
+
+/* load(engine, Int32Array): program. Throws an error with code "program" and `word`. */
+static napi_value load(napi_env env, napi_callback_info info) {
+  napi_value args[2], result;
+  napi_typedarray_type type;
+  engine *e;
+  size_t length;
+  void *data;
+  if (!arguments(env, info, 2, args) || !(e = engine_of(env, args[0]))) return NULL;
+  if (napi_get_typedarray_info(env, args[1], &type, &length, &data, NULL, NULL) != napi_ok || type != napi_int32_array) {
+    return fail(env, "usage", "a program is an Int32Array");
+  }
+  nb_program *p = malloc(sizeof *p);
+  int32_t *words = malloc(length * 4 + 4);
+  if (!p || !words) {
+    free(p);
+    free(words);
+    return fail(env, "memory", "out of memory");
+  }
+  memcpy(words, data, length * 4);
+  *p = (nb_program){words, (int64_t)length};
+  char message[256];
+  int64_t word = 0;
+  if (!nb_validate(words, p->count, e->bytes, e->threads, &word, message, sizeof message)) {
+    napi_value error, text, code, at;
+    free(words);
+    free(p);
+    napi_create_string_utf8(env, message, NAPI_AUTO_LENGTH, &text);
+    napi_create_string_utf8(env, "program", NAPI_AUTO_LENGTH, &code);
+    napi_create_error(env, code, text, &error);
+    napi_create_int64(env, word, &at);
+    napi_set_named_property(env, error, "word", at);
+    napi_throw(env, error);
+    return NULL;
+  }
+  napi_create_external(env, p, program_finalize, NULL, &result);
+  napi_type_tag_object(env, result, &program_tag);
+  return result;
+}
+
+static int begin(napi_env env, napi_callback_info info, napi_value *args, engine **e, nb_program **p) {
+  if (!arguments(env, info, 2, args) || !(*e = engine_of(env, args[0]))) return 0;
+  if (!(*p = handle_of(env, args[1], &program_tag))) return 0;
+  if ((*e)->busy) {
+    napi_throw_error(env, "busy", "the engine is running a program");
+    return 0;
+  }
+  return 1;
+}
+
+/* run(engine, program): Promise<status word> */
+static napi_value run(napi_env env, napi_callback_info info) {
+  napi_value args[2], promise;
+  engine *e;
+  nb_program *p;
+  if (!begin(env, info, args, &e, &p)) return NULL;
+  if (!start_dispatcher(env, e)) return fail(env, "threads", "the dispatcher thread does not start");
+  if (napi_create_promise(env, &e->deferred, &promise) != napi_ok) return fail(env, "memory", "no promise");
+  napi_create_reference(env, args[1], 1, &e->program_ref);
+  napi_ref_threadsafe_function(env, e->done);
+  e->busy = 1;
+  e->program = p;
+  atomic_fetch_add(&e->jobs, 1);
+  if (atomic_load(&e->asleep)) nb_wake(&e->jobs);
+  return promise;
+}
+
+/* runSync(engine, program): status word */
+static napi_value run_sync(napi_env env, napi_callback_info info) {
+  napi_value args[2], result;
+  engine *e;
+  nb_program *p;
+  if (!begin(env, info, args, &e, &p)) return NULL;
+  napi_create_int32(env, nb_team_run(e->team, p), &result);
+  return result;
+}
+
+/* dispose(engine): ends the threads and gives the memory back; views read zeros from then on. */
+static napi_value dispose(napi_env env, napi_callback_info info) {
+  napi_value args[1];
+  engine *e;
+  if (!arguments(env, info, 1, args) || !(e = handle_of(env, args[0], &engine_tag)) || e->disposed) return NULL;
+  if (e->busy) return fail(env, "busy", "the engine is running a program");
+  stop_engine(e);
+#ifdef MADV_DONTNEED
+  madvise(e->arena->base, e->arena->mapped_bytes - HUGE_PAGE, MADV_DONTNEED);
+#endif
+  return NULL;
+}
+
+/* ceiling(name, threads): the machine's rate for one kind of work, per second; see ceilings.h. */
+static napi_value ceiling(napi_env env, napi_callback_info info) {
+  napi_value args[2], result;
+  char name[32];
+  int32_t threads;
+  if (!arguments(env, info, 2, args)) return NULL;
+  if (napi_get_value_string_utf8(env, args[0], name, sizeof name, NULL) != napi_ok ||
+      napi_get_value_int32(env, args[1], &threads) != napi_ok || threads < 1 || threads > 1024) {
+    return fail(env, "usage", "ceiling(name, threads)");
+  }
+  const double rate = nb_ceiling(name, threads);
+  if (rate <= 0) return fail(env, "usage", "this processor has no such ceiling");
+  napi_create_double(env, rate, &result);
+  return result;
+}
+
+static napi_value init(napi_env env, napi_value exports) {
+  const napi_property_descriptor all[] = {
+#define EXPORT(name, function) {name, NULL, function, NULL, NULL, NULL, napi_enumerable, NULL}
+      EXPORT("variants", variants), EXPORT("create", create), EXPORT("memory", memory),   EXPORT("load", load),
+      EXPORT("run", run),           EXPORT("runSync", run_sync), EXPORT("dispose", dispose), EXPORT("ceiling", ceiling),
+#undef EXPORT
+  };
+  napi_define_properties(env, exports, sizeof all / sizeof all[0], all);
+  return exports;
+}
+
+NAPI_MODULE(nibble, init)

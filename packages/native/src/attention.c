@@ -1,0 +1,524 @@
+/*
+ * Softmax attention straight over the packed pages, 128 positions at a time (online softmax, arXiv:2205.14135).
+ *
+ * Queries that share keys (the heads of a group, and consecutive rows of one sequence) form a tile of up to 48: codes are
+ * unpacked once for all of them. A chunk gives (max, sum, accumulator) per query; chunks merge in rising order. With few
+ * rows, chunks go to different threads and merge after a barrier; the arithmetic is the same.
+ */
+#include <math.h>
+#include "float_dots.h"
+#include "int_dots.h"
+#include "pages.h"
+
+#define CHUNK ATTENTION_CHUNK
+#define MAX_QUERIES 48
+
+typedef struct {
+  nb_ctx *c;
+  const int32_t *ins, *positions, *slots;
+  nb_cache cache;
+  int64_t heads, kv_heads, head_dim, padded, ld_query, rows, ld_dst, window;
+  const uint8_t *query;
+  const float *query_scale;
+  const int32_t *query_sum;
+  float *dst;
+  float softmax_scale;
+  int max_queries;
+} task;
+
+/* Query heads that share a tile. */
+typedef struct { int64_t kv, first, count; } head_block;
+
+/* The thread's temporaries; a query is (row of the tile) * heads of the block + head. */
+typedef struct {
+  float *scores;  /* [queries][128]: scores, then softmax weights */
+  float *decoded; /* keys or values of a chunk as f32 */
+  uint8_t *query; /* [queries][ld_query] s8 or f32 */
+  float *state;   /* [queries][2 + padded]: max, sum, accumulator */
+  float scale[MAX_QUERIES], scaled_sum[MAX_QUERIES], zero[MAX_QUERIES], max[MAX_QUERIES], sum[MAX_QUERIES];
+} room;
+
+static int64_t group_start(const task *t, int64_t kv) { return (kv * t->heads + t->kv_heads - 1) / t->kv_heads; }
+static int64_t blocks_per_group(const task *t) {
+  return ((t->heads + t->kv_heads - 1) / t->kv_heads + t->max_queries - 1) / t->max_queries;
+}
+static head_block block_of(const task *t, int64_t index) {
+  const int64_t per = blocks_per_group(t), kv = index / per, start = group_start(t, kv), end = group_start(t, kv + 1);
+  const int64_t first = start + index % per * t->max_queries;
+  return (head_block){kv, first, nb_max(0, nb_min(t->max_queries, end - first))};
+}
+
+static int64_t lowest_of(const task *t, int64_t m) {
+  return t->window > 0 ? nb_max(0, (int64_t)t->positions[m] - t->window + 1) : 0;
+}
+
+/* Gathers the tile's queries next to each other, with what the scores need of each. */
+static void load_queries(const task *t, room *r, head_block b, int64_t m0, int64_t rows) {
+  const int is8 = t->cache.query_bits == 8;
+  const int64_t bytes = t->head_dim * (is8 ? 1 : 4);
+  for (int64_t m = 0; m < rows; m++) {
+    for (int64_t h = 0; h < b.count; h++) {
+      const int64_t q = m * b.count + h, at = (m0 + m) * t->heads + b.first + h;
+      uint8_t *to = r->query + q * t->ld_query;
+      memcpy(to, t->query + at * bytes, (size_t)bytes);
+      if (is8) {
+        memset(to + bytes, 0, (size_t)(t->ld_query - bytes)); /* dims are read four by four, eight quads at a time */
+        r->scale[q] = t->query_scale[at];
+        r->scaled_sum[q] = t->query_scale[at] * (float)t->query_sum[at];
+      } else {
+        vf acc = v_zero();
+        const float *x = (const float *)to;
+        for (int64_t d = 0; d < t->head_dim; d += 16) acc = v_add(acc, v_load_upto(x + d, t->head_dim - d));
+        r->scaled_sum[q] = v_fold(acc);
+      }
+    }
+  }
+}
+
+/* Codes of dims 4q..4q+3 of sixteen positions. */
+INLINE vi key_quad(int bits, const uint8_t *half, int64_t q) {
+  if (bits == 8) return vi_load((const int32_t *)(half + q * 64));
+  const vi x = vi_load((const int32_t *)(half + (q >> 1) * 64));
+  return vi_and(q & 1 ? vi_shift_right(x, 4) : x, vi_set(0x0f0f0f0f));
+}
+
+INLINE void int_key_dots(int bits, int M, const int8_t *x, int64_t ld, const uint8_t *keys, int64_t half, int64_t quads,
+                         int32_t *out) {
+  const int8_t *b0 = x, *b1 = b0 + 3 * ld, *b2 = b1 + 3 * ld, *b3 = b2 + 3 * ld;
+  vi acc[M][2];
+  UNROLL for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = vi_set(0);
+  for (int64_t q = 0; q < quads; q += 2) {
+    UNROLL for (int i = 0; i < 2; i++) {
+      if (i && q + i >= quads) break;
+      const vi w0 = key_quad(bits, keys, q + i), w1 = key_quad(bits, keys + half, q + i);
+      UNROLL for (int m = 0; m < M; m++) {
+        const int8_t *b = m < 3 ? b0 : m < 6 ? b1 : m < 9 ? b2 : b3;
+        nb_dot_pair(bits == 8, acc[m], w0, w1, nb_four(b + (m % 3) * ld + 4 * (q + i)));
+      }
+    }
+  }
+  UNROLL for (int m = 0; m < M; m++) {
+    vi_store(out + m * 32, acc[m][0]);
+    vi_store(out + m * 32 + 16, acc[m][1]);
+  }
+}
+
+#define KEY_TILE(bits, M)                                                                                          \
+  static __attribute__((noinline)) void key_tile_##bits##_##M(const int8_t *x, int64_t ld, const uint8_t *keys,   \
+                                                              int64_t half, int64_t quads, int32_t *out) {         \
+    int_key_dots(bits, M, x, ld, keys, half, quads, out);                                                          \
+  }
+KEY_TILE(4, 1) KEY_TILE(8, 1) KEY_TILE(4, 2) KEY_TILE(8, 2)
+#if INT_TILE > 2
+KEY_TILE(4, 3) KEY_TILE(8, 3) KEY_TILE(4, 6) KEY_TILE(8, 6) KEY_TILE(4, 12) KEY_TILE(8, 12)
+#endif
+
+static void key_tiles(int bits, int64_t queries, const int8_t *x, int64_t ld, const uint8_t *keys, int64_t half,
+                      int64_t quads, int32_t *out) {
+  while (queries > 0) {
+    int now;
+#define RUN(M)                                                                                                     \
+  {                                                                                                                \
+    now = M;                                                                                                       \
+    (bits == 4 ? key_tile_4_##M : key_tile_8_##M)(x, ld, keys, half, quads, out);                                  \
+  }
+#if INT_TILE > 2
+    if (queries >= 12) RUN(12)
+    else if (queries >= 6) RUN(6)
+    else if (queries >= 3) RUN(3)
+    else
+#endif
+        if (queries >= 2) RUN(2)
+    else RUN(1)
+#undef RUN
+    queries -= now;
+    x += now * ld;
+    out += now * 32;
+  }
+}
+
+/* One page of keys as f32 [2][head_dim][16]. */
+static const float *decode_keys(const task *t, const uint8_t *keys, float *out) {
+  const int64_t count = t->head_dim * 32;
+  if (t->cache.key.codec == CODEC_F32) return (const float *)keys;
+  if (t->cache.key.codec == CODEC_F16) {
+    for (int64_t i = 0; i < count; i += 16) v_store(out + i, v_load_half((const uint16_t *)keys + i));
+    return out;
+  }
+  const int bits = t->cache.key.codec == CODEC_INT4 ? 4 : 8;
+  const int64_t half = t->head_dim * 2 * bits;
+  for (int h = 0; h < 2; h++) {
+    for (int64_t d = 0; d < t->head_dim; d++) {
+      const vi quad = key_quad(bits, keys + h * half, d >> 2);
+      const vi code = vi_and(vi_shift_right(quad, 8 * (int)(d & 3)), vi_set(255));
+      v_store(out + (h * t->head_dim + d) * 16, vi_to_float(code));
+    }
+  }
+  return out;
+}
+
+/* f16 scale and zero of sixteen positions; the zero of an int-zero codec is scale * z. */
+static void parameters_of(const nb_plane *p, const uint8_t *plane, int at, vf *scale, vf *zero) {
+  const uint16_t *f = (const uint16_t *)(plane + p->parameters) + at;
+  *scale = v_load_half(f);
+  *zero = v_load_half(f + PAGE_TOKENS);
+  if (p->zero_int) *zero = v_mul(*scale, *zero);
+}
+
+/* Scores of all queries with the 32 positions of a page, times the softmax scale. */
+static void page_scores(const task *t, room *r, int64_t queries, const uint8_t *keys, float *scores) {
+  const int is_int = nb_codec_is_int(t->cache.key.codec), is8 = t->cache.query_bits == 8;
+  const int bits = t->cache.key.codec == CODEC_INT4 ? 4 : 8;
+  const vf softmax = v_set(t->softmax_scale);
+  const float *decoded = is8 ? NULL : decode_keys(t, keys, r->decoded);
+  vf scale[2], zero[2];
+  for (int h = 0; h < 2 && is_int; h++) parameters_of(&t->cache.key, keys, 16 * h, &scale[h], &zero[h]);
+  for (int64_t q0 = 0; q0 < queries; q0 += 12) {
+    const int64_t count = nb_min(12, queries - q0);
+    int32_t dots[12 * 32];
+    float sums[12 * 32];
+    if (is8) {
+      key_tiles(bits, count, (const int8_t *)r->query + q0 * t->ld_query, t->ld_query, keys, t->head_dim * 2 * bits,
+                t->head_dim / 4, dots);
+    } else {
+      memset(sums, 0, sizeof sums);
+      ISA_NAME(float_tile)((int)count, (const float *)(r->query + q0 * t->ld_query), t->ld_query / 4, 1, decoded,
+                           decoded + t->head_dim * 16, 16, t->head_dim, sums);
+    }
+    for (int64_t m = 0; m < count; m++) {
+      const int64_t q = q0 + m;
+      const vf sum = v_set(r->scaled_sum[q]);
+      for (int h = 0; h < 2; h++) {
+        vf s;
+        if (is8) {
+          s = v_mul(vi_to_float(vi_load(dots + m * 32 + 16 * h)), v_mul(v_set(r->scale[q]), scale[h]));
+          s = v_sub(s, v_mul(sum, zero[h]));
+        } else {
+          s = v_load(sums + m * 32 + 16 * h);
+          if (is_int) s = v_sub(v_mul(s, scale[h]), v_mul(sum, zero[h]));
+        }
+        v_store(scores + q * CHUNK + 16 * h, v_mul(s, softmax));
+      }
+    }
+  }
+}
+
+static const float lane_index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/*
+ * Scores of one query -> softmax weights of positions first..last of the chunk (0 outside, within the tile's from..to),
+ * its max and sum, and the constant the values' zeros take away. `params`: scale and zero of the values [2][128].
+ */
+static void softmax(room *r, int64_t q, int first, int last, int from, int to, const float *params) {
+  float *s = r->scores + q * CHUNK;
+  const vf lanes = v_load(lane_index), low = v_set((float)first), high = v_set((float)last);
+  const int v0 = from / 16 * 16, v1 = to / 16 * 16;
+  vf max = v_set(-INFINITY), sum = v_zero(), zero = v_zero();
+  for (int v = v0; v <= v1; v += 16) {
+    const vf index = v_add(lanes, v_set((float)v));
+    max = v_max(v_between(v_load(s + v), v_set(-INFINITY), index, low, high), max);
+  }
+  r->max[q] = v_fold_max(max);
+  const vf top = v_set(r->max[q]);
+  for (int v = v0; v <= v1; v += 16) {
+    const vf index = v_add(lanes, v_set((float)v));
+    vf e = v_between(v_exp(v_sub(v_load(s + v), top)), v_zero(), index, low, high);
+    sum = v_add(sum, e);
+    if (params) {
+      zero = v_add(zero, v_between(v_mul(e, v_load(params + CHUNK + v)), v_zero(), index, low, high));
+      e = v_between(v_mul(e, v_load(params + v)), v_zero(), index, low, high);
+    }
+    v_store(s + v, e);
+  }
+  r->sum[q] = v_fold(sum);
+  r->zero[q] = params ? v_fold(zero) : 0;
+}
+
+/* Dims [i] and [i + block / 2] of one token of int4 values. */
+static void decode_nibbles(const uint8_t *row, int64_t head_dim, float *out) {
+  const int64_t block = head_dim % 64 ? head_dim : 64, half = block / 2;
+  for (int64_t d = 0; d < head_dim; d += block, row += half, out += block) {
+    if (half % 16) {
+      for (int64_t i = 0; i < half; i++) {
+        out[i] = (float)(row[i] & 15);
+        out[half + i] = (float)(row[i] >> 4);
+      }
+    } else {
+      for (int64_t i = 0; i < half; i += 16) {
+        const vi bytes = vi_load_u8(row + i);
+        v_store(out + i, vi_to_float(vi_and(bytes, vi_set(15))));
+        v_store(out + half + i, vi_to_float(vi_shift_right(bytes, 4)));
+      }
+    }
+  }
+}
+
+/* Positions from..to of one page of values as f32 rows of `padded`. */
+static void decode_values(const task *t, const uint8_t *values, int from, int to, float *out) {
+  const int64_t d = t->head_dim;
+  for (int64_t i = from; i <= to; i++) {
+    float *row = out + i * t->padded;
+    switch (t->cache.value.codec) {
+      case CODEC_F32:
+        memcpy(row, (const float *)values + i * d, (size_t)d * 4);
+        break;
+      case CODEC_F16:
+        for (int64_t j = 0; j + 16 <= d; j += 16) v_store(row + j, v_load_half((const uint16_t *)values + i * d + j));
+        for (int64_t j = d / 16 * 16; j < d; j++) row[j] = half_to_float(((const uint16_t *)values)[i * d + j]);
+        break;
+      case CODEC_INT8:
+        for (int64_t j = 0; j + 16 <= d; j += 16) v_store(row + j, vi_to_float(vi_load_u8(values + i * d + j)));
+        for (int64_t j = d / 16 * 16; j < d; j++) row[j] = (float)values[i * d + j];
+        break;
+      default:
+        decode_nibbles(values + i * d / 2, d, row);
+    }
+    for (int64_t j = d; j < t->padded; j++) row[j] = 0;
+  }
+}
+
+/* The running softmax of a query takes in a part. */
+static void merge(float *state, float max, float sum, float *factors) {
+  const float top = state[0] > max ? state[0] : max;
+  const float a = exp_one(state[0] - top), b = exp_one(max - top);
+  state[0] = top;
+  state[1] = state[1] * a + sum * b;
+  factors[0] = a;
+  factors[1] = b;
+}
+
+/*
+ * One chunk for a tile of queries. parts = NULL: merged into the state; else written to parts [query][2 + head_dim].
+ * Returns 0 when a page number is out of range.
+ */
+static int attend_chunk(const task *t, room *r, head_block b, int64_t m0, int64_t rows, int64_t chunk, float *parts) {
+  const int64_t base = chunk * CHUNK, queries = rows * b.count;
+  const int from = (int)(nb_max(lowest_of(t, m0), base) - base);
+  const int to = (int)(nb_min(t->positions[m0 + rows - 1], base + CHUNK - 1) - base);
+  const int int_values = nb_codec_is_int(t->cache.value.codec);
+  const uint8_t *page[CHUNK / PAGE_TOKENS] = {0};
+  float params[2 * CHUNK];
+  for (int p = from / PAGE_TOKENS; p <= to / PAGE_TOKENS; p++) {
+    page[p] = nb_page(t->c, &t->cache, t->slots[m0], t->ins[ATTENTION_LAYER], base + p * PAGE_TOKENS, b.kv);
+    if (!page[p]) return 0;
+    page_scores(t, r, queries, page[p], r->scores + p * PAGE_TOKENS);
+    for (int h = 0; h < 2 && int_values; h++) {
+      vf scale, zero;
+      parameters_of(&t->cache.value, page[p] + t->cache.key_bytes, 16 * h, &scale, &zero);
+      v_store(params + p * PAGE_TOKENS + 16 * h, scale);
+      v_store(params + CHUNK + p * PAGE_TOKENS + 16 * h, zero);
+    }
+  }
+  for (int64_t m = 0; m < rows; m++) {
+    const int first = (int)(nb_max(lowest_of(t, m0 + m), base) - base);
+    const int last = (int)(nb_min(t->positions[m0 + m], base + CHUNK - 1) - base);
+    for (int64_t h = 0; h < b.count; h++) {
+      if (first > last) { /* a row of the tile that sees nothing of this chunk */
+        const int64_t q = m * b.count + h;
+        r->max[q] = -INFINITY;
+        memset(r->scores + q * CHUNK, 0, CHUNK * 4);
+      } else {
+        softmax(r, m * b.count + h, first, last, from, to, int_values ? params : NULL);
+      }
+    }
+  }
+  for (int p = from / PAGE_TOKENS; p <= to / PAGE_TOKENS; p++) {
+    const int low = p == from / PAGE_TOKENS ? from % PAGE_TOKENS : 0;
+    const int high = p == to / PAGE_TOKENS ? to % PAGE_TOKENS : PAGE_TOKENS - 1;
+    decode_values(t, page[p] + t->cache.key_bytes, low, high, r->decoded + p * PAGE_TOKENS * t->padded);
+  }
+  float factors[MAX_QUERIES][2];
+  for (int64_t q = 0; q < queries && !parts; q++) {
+    if (r->max[q] > -INFINITY) merge(r->state + q * (2 + t->padded), r->max[q], r->sum[q], factors[q]);
+  }
+  for (int64_t q0 = 0; q0 < queries; q0 += 12) {
+    const int64_t count = nb_min(12, queries - q0);
+    for (int64_t d = 0; d < t->padded; d += 32) {
+      float acc[12 * 32];
+      memset(acc, 0, (size_t)count * 128);
+      const float *v = r->decoded + from * t->padded + d;
+      ISA_NAME(float_tile)((int)count, r->scores + q0 * CHUNK + from, CHUNK, 1, v, v + 16, t->padded, to - from + 1, acc);
+      for (int64_t m = 0; m < count; m++) {
+        const int64_t q = q0 + m;
+        if (!(r->max[q] > -INFINITY)) continue;
+        for (int h = 0; h < 2; h++) {
+          const int64_t at = d + 16 * h, left = t->head_dim - at;
+          if (left <= 0) break;
+          vf x = v_load(acc + m * 32 + 16 * h);
+          if (int_values) x = v_sub(x, v_set(r->zero[q]));
+          if (parts) {
+            v_store_upto(parts + q * (2 + t->head_dim) + 2 + at, x, left);
+          } else {
+            float *state = r->state + q * (2 + t->padded) + 2 + at;
+            v_store(state, v_add(v_mul(v_load(state), v_set(factors[q][0])), v_mul(x, v_set(factors[q][1]))));
+          }
+        }
+      }
+    }
+  }
+  for (int64_t q = 0; q < queries && parts; q++) {
+    parts[q * (2 + t->head_dim)] = r->max[q];
+    parts[q * (2 + t->head_dim) + 1] = r->sum[q];
+  }
+  return 1;
+}
+
+static void clear_state(const task *t, float *state) {
+  memset(state, 0, (size_t)(2 + t->padded) * 4);
+  state[0] = -INFINITY;
+}
+
+static void write_result(const task *t, const float *state, int64_t m, int64_t head) {
+  float *dst = t->dst + m * t->ld_dst + head * t->head_dim;
+  const vf inverse = v_set(1.0f / state[1]);
+  for (int64_t d = 0; d < t->head_dim; d += 16) {
+    v_store_upto(dst + d, v_mul(v_load_upto(state + 2 + d, t->head_dim - d), inverse), t->head_dim - d);
+  }
+}
+
+/* Rows from m0 that may share a tile: one sequence, consecutive positions, at most `most`. */
+static int64_t tile_rows(const task *t, int64_t m0, int64_t most) {
+  int64_t n = 1;
+  while (n < most && m0 + n < t->rows && t->slots[m0 + n] == t->slots[m0] &&
+         t->positions[m0 + n] == t->positions[m0] + n)
+    n++;
+  return n;
+}
+
+/* Chunks that row m sees: the first, and how many. */
+static int64_t chunks_of(const task *t, int64_t m, int64_t *first) {
+  *first = lowest_of(t, m) / CHUNK;
+  return t->positions[m] / CHUNK - *first + 1;
+}
+
+/* All chunks of a tile in one thread. */
+static int attend_tile(const task *t, room *r, head_block b, int64_t m0, int64_t rows) {
+  load_queries(t, r, b, m0, rows);
+  for (int64_t q = 0; q < rows * b.count; q++) clear_state(t, r->state + q * (2 + t->padded));
+  const int64_t last = t->positions[m0 + rows - 1] / CHUNK;
+  for (int64_t chunk = lowest_of(t, m0) / CHUNK; chunk <= last; chunk++) {
+    if (!attend_chunk(t, r, b, m0, rows, chunk, NULL)) return 0;
+  }
+  for (int64_t q = 0; q < rows * b.count; q++) {
+    write_result(t, r->state + q * (2 + t->padded), m0 + q / b.count, b.first + q % b.count);
+  }
+  return 1;
+}
+
+/* Few rows: every (row, block of heads, chunk) is a piece of work; parts meet in `parts`, one a query head and chunk. */
+static void attend_split(const task *t, room *r, float *parts) {
+  nb_ctx *c = t->c;
+  const int64_t blocks = t->kv_heads * blocks_per_group(t), words = 2 + t->head_dim;
+  int64_t unit = 0, mine = nb_next(c), start = 0;
+  for (int64_t m = 0; m < t->rows; m++) {
+    int64_t first;
+    const int64_t chunks = chunks_of(t, m, &first);
+    for (int64_t i = 0; i < blocks; i++) {
+      const head_block b = block_of(t, i);
+      int loaded = 0;
+      for (int64_t j = 0; j < chunks; j++, unit++) {
+        if (unit != mine) continue;
+        mine = nb_next(c);
+        if (!loaded) load_queries(t, r, b, m, 1);
+        loaded = 1;
+        float *out = parts + (start + b.first * chunks + j * b.count) * words;
+        if (!attend_chunk(t, r, b, m, 1, first + j, out)) nb_fail(c, t->ins);
+      }
+    }
+    start += chunks * t->heads;
+  }
+  nb_barrier(c);
+  if (nb_stopped(c)) return;
+  int64_t from, to;
+  nb_share(c, t->rows * t->heads, &from, &to);
+  start = 0;
+  for (int64_t m = 0; m < t->rows; m++) {
+    int64_t first;
+    const int64_t chunks = chunks_of(t, m, &first);
+    for (int64_t i = 0; i < blocks; i++) {
+      const head_block b = block_of(t, i);
+      for (int64_t h = 0; h < b.count; h++) {
+        const int64_t head = b.first + h;
+        if (m * t->heads + head < from || m * t->heads + head >= to) continue;
+        float *state = r->state, factors[2];
+        clear_state(t, state);
+        for (int64_t j = 0; j < chunks; j++) {
+          const float *part = parts + (start + b.first * chunks + j * b.count + h) * words;
+          merge(state, part[0], part[1], factors);
+          for (int64_t d = 0; d < t->head_dim; d += 16) {
+            const vf x = v_load_upto(part + 2 + d, t->head_dim - d);
+            v_store(state + 2 + d, v_add(v_mul(v_load(state + 2 + d), v_set(factors[0])), v_mul(x, v_set(factors[1]))));
+          }
+        }
+        write_result(t, state, m, head);
+      }
+    }
+    start += chunks * t->heads;
+  }
+}
+
+NB_OP(attention) {
+  task t;
+  t.c = c;
+  t.ins = ins;
+  t.heads = ins[ATTENTION_HEADS];
+  t.kv_heads = ins[ATTENTION_KV_HEADS];
+  t.head_dim = ins[ATTENTION_HEAD_DIM];
+  t.padded = nb_round_up(t.head_dim, 32);
+  t.cache = nb_read_cache(c, ins[ATTENTION_CACHE_C], t.head_dim);
+  t.positions = nb_at(c, ins[ATTENTION_POSITIONS_AT]);
+  t.slots = nb_at(c, ins[ATTENTION_SEQUENCES_AT]);
+  t.query = nb_at(c, ins[ATTENTION_QUERY_AT]);
+  t.query_scale = nb_at(c, ins[ATTENTION_QUERY_SCALE_AT]);
+  t.query_sum = nb_at(c, ins[ATTENTION_QUERY_SUM_AT]);
+  t.dst = nb_at(c, ins[ATTENTION_DST_AT]);
+  t.ld_dst = ins[ATTENTION_LD_DST];
+  t.softmax_scale = nb_float(ins[ATTENTION_SOFTMAX_SCALE_F]);
+  t.window = ins[ATTENTION_SLIDING_WINDOW];
+  t.rows = nb_rows(c, ins);
+  t.max_queries = t.head_dim > 256 ? 24 : MAX_QUERIES;
+  t.ld_query = nb_round_up(t.head_dim, 32) * (t.cache.query_bits == 8 ? 1 : 4);
+
+  room r;
+  uint8_t *at = c->scratch;
+  r.scores = (float *)at;
+  at += MAX_QUERIES * CHUNK * 4;
+  r.decoded = (float *)at;
+  at += CHUNK * t.padded * 4;
+  r.query = at;
+  at += t.max_queries * t.ld_query;
+  r.state = (float *)at;
+
+  int64_t chunks = 0;
+  for (int64_t m = 0; m < t.rows; m++) {
+    int64_t first;
+    if (!nb_row_is_valid(&t.cache, t.positions[m], t.slots[m])) {
+      nb_fail(c, ins); /* every thread sees the same rows */
+      return;
+    }
+    chunks += chunks_of(&t, m, &first);
+  }
+  const int64_t blocks = t.kv_heads * blocks_per_group(&t);
+  float *parts = nb_at(c, ins[ATTENTION_PARTS_AT]);
+  const int64_t room_for = parts ? (int64_t)ins[ATTENTION_PARTS_LINES] * LINE / 4 : 0;
+  if (c->threads > 1 && t.rows * blocks < 8 * c->threads && chunks * t.heads * (2 + t.head_dim) <= room_for) {
+    attend_split(&t, &r, parts);
+    return;
+  }
+  const int64_t group = (t.heads + t.kv_heads - 1) / t.kv_heads;
+  const int64_t most = nb_max(1, t.max_queries / nb_min(group, t.max_queries));
+  int64_t unit = 0, mine = nb_next(c);
+  for (int64_t m = 0; m < t.rows;) {
+    const int64_t rows = tile_rows(&t, m, most);
+    for (int64_t i = 0; i < blocks; i++, unit++) {
+      if (unit != mine) continue;
+      mine = nb_next(c);
+      const head_block b = block_of(&t, i);
+      if (b.count && !attend_tile(&t, &r, b, m, rows)) {
+        nb_fail(c, ins);
+        return;
+      }
+    }
+    m += rows;
+  }
+}

@@ -1,0 +1,63 @@
+#include "cpu.h"
+#include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+static int always(void) { return 1; }
+
+#if defined(__x86_64__)
+/* Register state the operating system saves (xgetbv). */
+static uint64_t saved_state(void) {
+  uint32_t a, b, c, d, low, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+
+static int has_avx2(void) {
+  uint32_t a, b, c, d;
+  if ((saved_state() & 6) != 6 || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  if (!(c & bit_FMA) || !(c & bit_F16C) || !(c & bit_AVX)) return 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+}
+
+static int has_avx512vnni(void) {
+  uint32_t a, b, c, d;
+  if (!has_avx2() || (saved_state() & 0xe6) != 0xe6) return 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  const uint32_t need = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+  return (b & need) == need && (c & bit_AVX512VNNI);
+}
+#elif defined(__aarch64__)
+static int has_dot_product(void) {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) >> 20) & 1; /* HWCAP_ASIMDDP */
+#else
+  return 1; /* every Apple processor that runs Node 20 */
+#endif
+}
+#endif
+
+const nb_variant *nb_variants(void) {
+  static const nb_variant list[] = {
+#if defined(__x86_64__)
+      {&nb_kernels_avx512vnni, has_avx512vnni, "AVX-512 F, BW, VL, DQ and VNNI"},
+      {&nb_kernels_avx2, has_avx2, "AVX2, FMA and F16C"},
+#elif defined(__aarch64__)
+      {&nb_kernels_neon, has_dot_product, "the dot product extension"},
+#endif
+      {&nb_kernels_baseline, always, "nothing beyond the baseline"},
+      {NULL, NULL, NULL},
+  };
+  return list;
+}
+
+const nb_kernels *nb_find_variant(const char *name) {
+  for (const nb_variant *v = nb_variants(); v->kernels; v++) {
+    if (!strcmp(v->kernels->name, name) && v->runs()) return v->kernels;
+  }
+  return NULL;
+}

@@ -1,0 +1,209 @@
+/**
+ * The native backend: the C addon of `@nibble/native`, which has one set of kernels per instruction set and picks none by
+ * itself. A variant is used when the processor has it and it answers the known-answer probe; `NIBBLE_NATIVE_VARIANT`
+ * (avx512vnni, avx2, neon, baseline) forces one.
+ */
+import { createRequire } from "node:module";
+import { BackendError, nearestName, ResourceError } from "../core/errors.js";
+import type { Backend, BackendStatus, Engine, EngineOptions, LoadedProgram } from "./contract.js";
+import { CONTROL_BYTES, LINE } from "./ops.js";
+import { probeArenaBytes, probeEngine } from "./probe.js";
+import { runFault } from "./validate.js";
+
+/** What packages/native/src/addon.c exports. Handles are opaque. */
+interface Addon {
+  variants(): { name: string; runs: boolean; needs: string }[];
+  create(arenaBytes: number, threads: number, variant: string): EngineHandle;
+  memory(engine: EngineHandle): ArrayBuffer;
+  load(engine: EngineHandle, words: Int32Array): ProgramHandle;
+  run(engine: EngineHandle, program: ProgramHandle): Promise<number>;
+  runSync(engine: EngineHandle, program: ProgramHandle): number;
+  dispose(engine: EngineHandle): void;
+  /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second). */
+  ceiling(name: "dot" | "fma" | "read", threads: number): number;
+}
+type EngineHandle = object & { readonly engine: unique symbol };
+type ProgramHandle = object & { readonly program: unique symbol };
+
+let addon: Addon | null = null;
+
+/** @throws Error with the reason when there is no addon for this platform or it does not load. */
+export function loadAddon(): Addon {
+  addon ??= createRequire(import.meta.url)("@nibble/native") as Addon;
+  return addon;
+}
+
+const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
+const codeOf = (error: unknown) =>
+  error instanceof Error && "code" in error ? String(error.code) : "";
+
+class NativeProgram implements LoadedProgram {
+  readonly words: Int32Array;
+  handle: ProgramHandle | null;
+
+  constructor(words: Int32Array, handle: ProgramHandle) {
+    this.words = words;
+    this.handle = handle;
+  }
+  dispose(): void {
+    this.handle = null; // freed with the garbage, after a run that may still use it
+  }
+}
+
+class NativeEngine implements Engine {
+  readonly backend = "native";
+  readonly variant: string;
+  readonly threads: number;
+  readonly memory: ArrayBuffer;
+  readonly #addon: Addon;
+  #handle: EngineHandle | null;
+  #running: Promise<number> | null = null;
+
+  constructor(native: Addon, { arenaBytes, threads }: EngineOptions, variant: string) {
+    if (!Number.isInteger(threads) || threads < 1) {
+      throw new BackendError(`${threads} threads, expected 1 or more`);
+    }
+    const bytes = Math.ceil(Math.max(arenaBytes, CONTROL_BYTES) / LINE) * LINE;
+    this.#addon = native;
+    this.variant = variant;
+    this.threads = threads;
+    try {
+      this.#handle = native.create(bytes, threads, variant);
+      this.memory = native.memory(this.#handle);
+    } catch (cause) {
+      const size = `${(bytes / 2 ** 30).toFixed(2)} GiB, ${threads} threads`;
+      const text = `the native backend cannot make an arena (${size}): ${messageOf(cause)}`;
+      if (codeOf(cause) !== "memory") throw new BackendError(text, { cause });
+      throw new ResourceError(text, {
+        hint: "Use a smaller model, a shorter context or a newer Node.",
+        cause,
+      });
+    }
+  }
+
+  load(words: Int32Array): LoadedProgram {
+    const handle = this.#live();
+    try {
+      return new NativeProgram(words.slice(), this.#addon.load(handle, words));
+    } catch (cause) {
+      if (codeOf(cause) !== "program") throw cause;
+      throw new BackendError(messageOf(cause), { place: "program", cause }, "program");
+    }
+  }
+
+  async run(program: LoadedProgram): Promise<void> {
+    const [engine, handle] = this.#ready(program);
+    this.#running = this.#addon.run(engine, handle);
+    let status: number;
+    try {
+      status = await this.#running;
+    } finally {
+      this.#running = null;
+    }
+    if (status !== 0) throw runFault(program.words, status);
+  }
+
+  runSync(program: LoadedProgram): void {
+    const [engine, handle] = this.#ready(program);
+    const status = this.#addon.runSync(engine, handle);
+    if (status !== 0) throw runFault(program.words, status);
+  }
+
+  async dispose(): Promise<void> {
+    await this.#running;
+    if (this.#handle) this.#addon.dispose(this.#handle);
+    this.#handle = null;
+  }
+
+  #live(): EngineHandle {
+    if (!this.#handle) throw new BackendError("the engine was disposed");
+    return this.#handle;
+  }
+
+  #ready(program: LoadedProgram): [EngineHandle, ProgramHandle] {
+    const engine = this.#live();
+    if (!(program instanceof NativeProgram)) {
+      throw new BackendError("the program was loaded by another backend");
+    }
+    if (!program.handle) throw new BackendError("the program was disposed");
+    if (this.#running) throw new BackendError("the engine is already running a program");
+    return [engine, program.handle];
+  }
+}
+
+/** One line that says why a variant is not used, or null when it answers the probe. */
+async function tryVariant(native: Addon, name: string): Promise<string | null> {
+  const threads = 2;
+  const options = { arenaBytes: probeArenaBytes(threads), threads };
+  try {
+    const engine = new NativeEngine(native, options, name);
+    const wrong = probeEngine(engine);
+    await engine.dispose();
+    return wrong && `${name} not used: ${wrong}`;
+  } catch (error) {
+    return `${name} not used: ${messageOf(error)}`;
+  }
+}
+
+async function findVariant(forced: string | undefined): Promise<BackendStatus> {
+  const status: BackendStatus = { id: "native", variant: null, available: false, notices: [] };
+  let native: Addon;
+  try {
+    native = loadAddon();
+  } catch (error) {
+    status.notices.push(messageOf(error).split("\n", 1)[0] as string); // split gives one part at least
+    return status;
+  }
+  const all = native.variants();
+  if (forced && !all.some((variant) => variant.name === forced)) {
+    const names = all.map((variant) => variant.name);
+    const near = nearestName(forced, names);
+    status.notices.push(
+      `NIBBLE_NATIVE_VARIANT is ${forced}, expected ${names.join(", ")}${near ? ` (${near}?)` : ""}`,
+    );
+    return status;
+  }
+  for (const { name, runs, needs } of all) {
+    if (forced && name !== forced) continue;
+    const notice = runs
+      ? await tryVariant(native, name)
+      : `${name} not used: the processor lacks ${needs}`;
+    if (!notice) {
+      status.variant = name;
+      status.available = true;
+      return status;
+    }
+    status.notices.push(notice);
+  }
+  return status;
+}
+
+const found = new Map<string, Promise<BackendStatus>>();
+
+/** The native backend restricted to one variant, or choosing the best (null). */
+export function makeNativeBackend(variant: string | null): Backend {
+  const status = () => {
+    const forced = variant ?? process.env.NIBBLE_NATIVE_VARIANT ?? "";
+    let known = found.get(forced);
+    if (!known) {
+      known = findVariant(forced || undefined);
+      found.set(forced, known);
+    }
+    return known;
+  };
+  return {
+    id: "native",
+    status,
+    async createEngine(options) {
+      const { variant: best, notices } = await status();
+      if (!best) {
+        throw new BackendError(`the native backend cannot run here: ${notices.join("; ")}`, {
+          hint: "Run npm run build where a C compiler is installed, or use --backend wasm.",
+        });
+      }
+      return new NativeEngine(loadAddon(), options, best);
+    },
+  };
+}
+
+export const nativeBackend: Backend = makeNativeBackend(null);
