@@ -11,9 +11,9 @@ export const doctor = defineVerb({
   examples: ["nibble doctor"],
   define() {},
   async run() {
-    const { allBackends } = await import("../../kernels/select.js");
+    const { backendStatuses } = await import("../../kernels/select.js");
     const { nibbleHome } = await import("../../core/home.js");
-    const backends = await Promise.all(allBackends().map((backend) => backend.status()));
+    const backends = await backendStatuses();
     const chosen = backends.find((status) => status.available);
     const result = {
       nibble: VERSION,
