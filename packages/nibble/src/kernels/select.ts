@@ -58,13 +58,8 @@ class LazyBackend implements Backend {
 }
 
 /** Every backend, fastest first. Nothing is loaded before a status or an engine is asked for. */
-function allBackends(load: LoadBackend): Backend[] {
+export function allBackends(load: LoadBackend = loadBackend): Backend[] {
   return BACKEND_ORDER.map((id) => new LazyBackend(id, load));
-}
-
-/** Status of every backend, fastest first (`nibble doctor`). Never throws. */
-export function backendStatuses(load: LoadBackend = loadBackend): Promise<BackendStatus[]> {
-  return Promise.all(allBackends(load).map((backend) => backend.status()));
 }
 
 /**

@@ -17,7 +17,12 @@ beforeAll(async () => {
 
 async function run(lab: Lab) {
   const { buffer } = await execute(engine, lab);
-  return { f32: new Float32Array(buffer), f64: new Float64Array(buffer), i32: new Int32Array(buffer), i8: new Int8Array(buffer) };
+  return {
+    f32: new Float32Array(buffer),
+    f64: new Float64Array(buffer),
+    i32: new Int32Array(buffer),
+    i8: new Int8Array(buffer),
+  };
 }
 
 const normals = (random: Random, count: number) =>
@@ -58,13 +63,27 @@ describe("row ops", () => {
       ldDst: width,
       width,
     });
-    lab.emit("mixHeads", { ...common, dstAt: mixed, count: 4, inner: 24, matrixAt: lab.place(mix) });
+    lab.emit("mixHeads", {
+      ...common,
+      dstAt: mixed,
+      count: 4,
+      inner: 24,
+      matrixAt: lab.place(mix),
+    });
     const { f32 } = await run(lab);
     const rms = Math.sqrt(x.reduce((s, v) => s + v * v, 0) / width + 1e-5);
     const at = (line: number) => f32.subarray(line * 16, line * 16 + width);
-    expect(relativeError(at(norm), x.map((v, i) => (v / rms) * gain[i]))).toBeLessThan(1e-6);
     expect(
-      relativeError(at(silu), x.map((v, i) => (v / (1 + Math.exp(-v))) * up[i])),
+      relativeError(
+        at(norm),
+        x.map((v, i) => (v / rms) * gain[i]),
+      ),
+    ).toBeLessThan(1e-6);
+    expect(
+      relativeError(
+        at(silu),
+        x.map((v, i) => (v / (1 + Math.exp(-v))) * up[i]),
+      ),
     ).toBeLessThan(1e-6);
     const expected = Float64Array.from({ length: width }, (_, i) => {
       const h = Math.floor(i / 24);
@@ -236,7 +255,9 @@ describe("linears", () => {
         sums[Math.floor(i / size)] += c;
       });
       const scales = Float32Array.from({ length: groups }, () => random.uniform());
-      const zeros = Int32Array.from({ length: groups }, () => (asymmetric ? random.int(-99, 99) : 0));
+      const zeros = Int32Array.from({ length: groups }, () =>
+        asymmetric ? random.int(-99, 99) : 0,
+      );
       const x = Float64Array.from(codes, (c, i) => {
         const g = Math.floor(i / size);
         return scales[g] * (c - zeros[g]);
