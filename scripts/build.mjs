@@ -5,7 +5,7 @@
  */
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, rmSync } from "node:fs";
-import { dirname, join, relative } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import { build } from "tsdown";
 import { fail, native, nibble, root, runNode, walk } from "./common.mjs";
 import { markBuilt, PARTS } from "./parts.mjs";
@@ -47,11 +47,30 @@ async function buildTypeScript() {
     clean: false,
     logLevel: "warn",
   });
+  // One file with every dependency inside, for pages without a bundler. Its depth equals that of src/kernels, so the
+  // relative places of wasm/ and of the worker hold here too.
+  await build({
+    config: false,
+    cwd: nibble,
+    entry: { nibble: "src/browser.ts" },
+    outDir: "dist/browser",
+    format: "esm",
+    platform: "browser",
+    target: "es2022",
+    fixedExtension: false,
+    dts: false,
+    deps: { alwaysBundle: [/.*/], neverBundle: [/^node:/] },
+    external: [/^node:/],
+    minify: true,
+    clean: false,
+    logLevel: "warn",
+  });
   // Threads of the wasm backend start from a plain module that no bundler may rewrite.
   for (const file of walk(source).filter((path) => path.endsWith(".mjs"))) {
     const target = join(output, relative(source, file));
     mkdirSync(dirname(target), { recursive: true });
     copyFileSync(file, target);
+    copyFileSync(file, join(output, "browser", basename(file)));
   }
   if (!existsSync(PARTS.ts.makes)) fail(`tsdown made no ${relative(root, PARTS.ts.makes)}`);
   return true;

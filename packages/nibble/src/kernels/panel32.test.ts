@@ -5,6 +5,7 @@ import {
   allocateSegments,
   groupCodeSums,
   PanelWriter,
+  packDensePanels,
   packPanel32,
   paddedColumns,
   panelCount,
@@ -155,6 +156,25 @@ describe("panel 32", () => {
         }
       }
     }
+  });
+
+  it("packs dense matrices at once as row by row", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 70 }), fc.integer({ min: 1, max: 150 }), (n, k) => {
+        const data = Float32Array.from({ length: n * k }, (_, i) => i + 1);
+        const panels = panelCount(n);
+        const one = new Float32Array(panels * 32 * k);
+        for (let row = 0; row < n; row++) {
+          writePanelRow(one, row, k, data.subarray(row * k, (row + 1) * k));
+        }
+        const all = new Float32Array(panels * 32 * k).fill(-1);
+        const rows = Array.from({ length: panels * 32 }, (_, row) =>
+          row < n ? { data, offset: row * k } : null,
+        );
+        packDensePanels(all, k, rows);
+        expect(all).toEqual(one);
+      }),
+    );
   });
 
   it("sums the codes of each group's real columns", () => {

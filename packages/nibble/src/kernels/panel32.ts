@@ -212,6 +212,34 @@ export function writePanelRow(
   for (let i = 0; i < count; i++, at += PANEL) target[at] = values[i];
 }
 
+/** Columns of one step of `packDensePanels`: 32 rows and their panel stay in the first cache level. */
+const DENSE_BLOCK = 64;
+
+/**
+ * Stores all rows of a dense matrix at once: the same permutation as `writePanelRow` row by row, in an order that the
+ * cache likes (a row at a time touches every line of a panel 32 times).
+ * @param target [panels, k, 32]
+ * @param rows the channels in slot order: row of `data` at `offset`, or null for an empty slot (written as zeros)
+ */
+export function packDensePanels(
+  target: Float32Array,
+  k: number,
+  rows: readonly ({ data: Float32Array; offset: number } | null)[],
+): void {
+  const none = { data: new Float32Array(k), offset: 0 };
+  for (let first = 0; first < rows.length; first += PANEL) {
+    const base = first * k;
+    for (let from = 0; from < k; from += DENSE_BLOCK) {
+      const to = Math.min(from + DENSE_BLOCK, k);
+      for (let lane = 0; lane < PANEL; lane++) {
+        const { data, offset } = rows[first + lane] ?? none;
+        let at = base + from * PANEL + lane;
+        for (let i = from; i < to; i++, at += PANEL) target[at] = data[offset + i];
+      }
+    }
+  }
+}
+
 /** As `writePanelRow`, converting f32 values to the stored type. f16 and bf16 targets are Uint16Array. */
 export function writePanelFloats(
   target: Float32Array | Uint16Array,

@@ -12,6 +12,7 @@ import { SCALAR_TYPE, WEIGHT_KIND, ZERO_KIND } from "../kernels/ops.js";
 import {
   groupCodeSums,
   groupCount,
+  packDensePanels,
   paddedColumns,
   panelCount,
   panelSlot,
@@ -135,14 +136,12 @@ export function placeWeights(
   } else {
     fields.kind = WEIGHT_KIND.f32;
     fields.denseAt = arena.allocF32(panels * 32 * k);
-    const target = arena.f32(fields.denseAt, panels * 32 * k);
-    if (n % 32 !== 0) target.subarray((panels - 1) * 32 * k).fill(0);
+    const rows = new Array<{ data: Float32Array; offset: number } | null>(panels * 32).fill(null);
     weights.forEach((weight, w) => {
       const data = "quant" in weight ? decodeMain(weight.quant) : weight.dense;
-      for (let row = 0; row < weight.n; row++) {
-        writePanelRow(target, slot(w, row), k, data.subarray(row * k, (row + 1) * k));
-      }
+      for (let row = 0; row < weight.n; row++) rows[slot(w, row)] = { data, offset: row * k };
     });
+    packDensePanels(arena.f32(fields.denseAt, panels * 32 * k), k, rows);
   }
 
   const quant = quants[0];
