@@ -5,7 +5,7 @@
  *   node scripts/build-wasm.mjs           build what is stale
  *   node scripts/build-wasm.mjs --force   build all
  */
-import { mkdirSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, renameSync, rmSync, statSync } from "node:fs";
 import { join, relative } from "node:path";
 import { pathToFileURL } from "node:url";
 import asc from "assemblyscript/asc";

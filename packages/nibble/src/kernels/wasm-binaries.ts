@@ -89,7 +89,8 @@ export async function startThread(
     };
   }
   const worker =
-    source.worker?.() ?? new Worker(new URL("./wasm-worker.mjs", import.meta.url), { type: "module" });
+    source.worker?.() ??
+    new Worker(new URL("./wasm-worker.mjs", import.meta.url), { type: "module" });
   worker.onmessage = ({ data }: MessageEvent<ThreadMessage>) => onMessage(data);
   worker.onerror = (event) => onError(new Error(event.message || "the worker did not start"));
   return {

@@ -28,7 +28,8 @@ function serve({ module, memory, thread, threads, spins, words }, post) {
     if (thread === 0 || failure !== null) {
       Atomics.store(control, words.done, job);
       Atomics.notify(control, words.done);
-      if (failure !== null || Atomics.load(control, words.messages) !== 0) post({ done: job, failure });
+      if (failure !== null || Atomics.load(control, words.messages) !== 0)
+        post({ done: job, failure });
     }
     if (failure !== null) return;
   }

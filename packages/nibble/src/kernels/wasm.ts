@@ -22,7 +22,15 @@ import {
 export { setWasmSource, type WasmBinary, type WasmSource } from "./wasm-binaries.js";
 
 /** Control words (i32 index). 256 is the status of docs/engine.md; assembly/control.ts uses bytes 1216..1475. */
-const WORDS = { status: 256, job: 272, program: 273, done: 288, fault: 304, messages: 305, spins: 368 };
+const WORDS = {
+  status: 256,
+  job: 272,
+  program: 273,
+  done: 288,
+  fault: 304,
+  messages: 305,
+  spins: 368,
+};
 const WASM_PAGE = 65536;
 const MAX_BYTES = 65536 * WASM_PAGE;
 /** Room for the words of all loaded programs. */
@@ -363,12 +371,18 @@ async function choose(): Promise<Choice> {
   }
   const shared = canShare();
   if (!shared) {
-    status.notices.push("wasm threads: no SharedArrayBuffer here (is the page cross-origin isolated?); one thread runs");
+    status.notices.push(
+      "wasm threads: no SharedArrayBuffer here (is the page cross-origin isolated?); one thread runs",
+    );
   }
   for (const name of ["relaxed", "simd"] as const) {
     const tried = await tryVariant(name, shared);
     if ("module" in tried) {
-      return { status: { ...status, variant: `wasm-${name}`, available: true }, shared, module: tried.module };
+      return {
+        status: { ...status, variant: `wasm-${name}`, available: true },
+        shared,
+        module: tried.module,
+      };
     }
     status.notices.push(`wasm-${name}: ${tried.reason}`);
   }
