@@ -62,6 +62,11 @@ export function allBackends(load: LoadBackend = loadBackend): Backend[] {
   return BACKEND_ORDER.map((id) => new LazyBackend(id, load));
 }
 
+/** Status of every backend, fastest first (`nibble doctor`). Never throws. */
+export function backendStatuses(load: LoadBackend = loadBackend): Promise<BackendStatus[]> {
+  return Promise.all(allBackends(load).map((backend) => backend.status()));
+}
+
 /**
  * @param choice a backend, or "auto": native, then wasm, then reference
  * @param log gets one line for every step down from the fastest backend

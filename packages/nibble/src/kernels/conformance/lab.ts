@@ -89,6 +89,8 @@ export class Lab {
   readonly rows: number;
   readonly maxRows: number;
   readonly regions: Region[] = [];
+  /** Row limit of registers 1..15; 0: as maxRows. */
+  logitRows = 0;
   /** False when the op carries sums from row to row, so that a split of the rows gives other bits. */
   splittable = true;
   #image = new Uint8Array(1 << 16).fill(CANARY);
@@ -200,7 +202,9 @@ export class Lab {
   /** The program, with scratch for `threads` behind the image. */
   words(threads: number): Int32Array {
     const scratchAt = this.#used / LINE;
-    const limits = { scratchAt, scratchLines: 0, maxRows: this.maxRows, arenaLines: scratchAt };
+    const { maxRows } = this;
+    const maxLogitRows = this.logitRows || maxRows;
+    const limits = { scratchAt, scratchLines: 0, maxRows, maxLogitRows, arenaLines: scratchAt };
     const scratchLines = requiredScratchLines(this.builder.build(limits));
     const arenaLines = scratchAt + threads * scratchLines;
     return this.builder.build({ ...limits, scratchLines, arenaLines });
