@@ -1,27 +1,43 @@
-/** What `nibble eval` and quality gates do: open a model as it will run, measure, close. */
+/**
+ * What `nibble eval` and quality gates do: open a model as it will run and as the measurement needs it, measure, close.
+ */
+import { UsageError } from "../core/errors.js";
 import type { OnProgress } from "../core/progress.js";
 import type { BackendId } from "../kernels/contract.js";
 import type { KvRecipe } from "../model/model.js";
+import { loadModel } from "../runtime/load-model.js";
 import { type OpenedModel, type OpenOptions, openModel } from "../runtime/open.js";
-import { encodeStream, evaluatePerplexity, type PerplexityResult } from "./perplexity.js";
-import { tasks } from "./tasks/index.js";
-import { loadTaskItems } from "./tasks/source.js";
+import {
+  encodeStream,
+  evaluatePerplexity,
+  evaluateTexts,
+  type PerplexityResult,
+  type TargetRecord,
+} from "./perplexity.js";
+import { tasks as registry } from "./tasks/index.js";
+import { jsonLines, parseItems } from "./tasks/items.js";
+import { type FetchDataset, loadTaskItems } from "./tasks/source.js";
+import type { Task, TaskItem } from "./tasks/task.js";
 import { evaluateTask, SCORING_SEQUENCES, type TaskResult } from "./zero-shot.js";
 
 export interface MeasureOptions {
+  onProgress?: OnProgress;
+  signal?: AbortSignal;
   backend?: "auto" | BackendId;
   threads?: number;
   /** Cache of the measured model (a reference runs with its own). */
   kv?: string | KvRecipe;
-  onProgress?: OnProgress;
-  signal?: AbortSignal;
 }
 
 export interface TextOptions extends MeasureOptions {
-  ctx: number;
+  ctx?: number;
   windows?: number;
-  /** Also measure KL(reference || model) and top-1 agreement. */
+  stride?: number;
+  /** Another model: KL(reference || model) and top-1 agreement on the same targets. Its cache is its own. */
   reference?: string;
+  /** The text is JSON lines; every `text` is predicted from its own start. The value is the file's name for messages. */
+  jsonLines?: string;
+  record?: TargetRecord;
 }
 
 export interface TextMeasures extends PerplexityResult {
@@ -29,24 +45,70 @@ export interface TextMeasures extends PerplexityResult {
   variant: string;
 }
 
+export interface TasksOptions extends MeasureOptions {
+  taskDir?: string;
+  limit?: number;
+  /** Examples in front of every question, drawn with `seed` from `examples` (a task file's text) or the task's own items. */
+  fewShot?: number;
+  examples?: { text: string; file: string };
+  seed?: number;
+  fetchDataset?: FetchDataset;
+}
+
+/** Options for openModel out of options for a measurement. */
+export function openOptions(options: MeasureOptions, own: OpenOptions): OpenOptions {
+  const { onProgress, signal, backend, threads, kv } = options;
+  return {
+    ...own,
+    ...(onProgress
+      ? { log: (line) => onProgress({ type: "log", level: "info", message: line }) }
+      : {}),
+    ...(signal ? { signal } : {}),
+    ...(backend ? { backend } : {}),
+    ...(threads !== undefined ? { threads } : {}),
+    ...(kv !== undefined ? { kv } : {}),
+  };
+}
+
+/** Texts of a jsonl file: the field `text` of each line. @throws FormatError naming file and line */
+export function textsOfLines(text: string, file: string): string[] {
+  return Array.from(jsonLines(text, file), ({ line, value }) => {
+    const found = (value as { text?: unknown } | null)?.text;
+    if (typeof found !== "string") {
+      throw new UsageError('has no text "text"', {
+        place: `${file}:${line}`,
+        hint: 'each line is {"text": string}',
+      });
+    }
+    return found;
+  });
+}
+
 /** Perplexity of a text. @throws what openModel and evaluatePerplexity throw */
 export async function measureText(
   model: string,
   text: string,
-  options: TextOptions,
+  options: TextOptions = {},
 ): Promise<TextMeasures> {
-  const { onProgress, signal, ctx, windows, reference: referenceName } = options;
-  const opened = await openModel(model, openOptions(options, { maxContext: ctx }));
-  let reference: OpenedModel | undefined;
+  const ctx = options.ctx ?? 2048;
+  const texts = options.jsonLines === undefined ? null : textsOfLines(text, options.jsonLines);
+  const own = { maxContext: ctx, sequences: 1 };
+  const opened = await openModel(model, openOptions(options, own));
+  let reference: OpenedModel | null = null;
   try {
-    const ids = encodeStream(opened, text);
-    if (referenceName !== undefined) {
-      const { kv: _own, ...rest } = options;
-      reference = await openModel(referenceName, openOptions(rest, { maxContext: ctx }));
+    if (options.reference !== undefined) {
+      const { kv: _ownCache, ...others } = options;
+      reference = await openModel(options.reference, openOptions(others, own));
     }
-    const result = await evaluatePerplexity(opened, ids, {
+    const { windows, stride, record, signal, onProgress } = options;
+    const settings = {
       ctx,
-      onWindow: (item, total, perplexity) =>
+      ...(windows !== undefined ? { windows } : {}),
+      ...(stride !== undefined ? { stride } : {}),
+      ...(record ? { record } : {}),
+      ...(signal ? { signal } : {}),
+      ...(reference ? { reference } : {}),
+      onWindow: (item: number, total: number, perplexity: number) =>
         onProgress?.({
           type: "step",
           stage: "evaluating",
@@ -54,11 +116,15 @@ export async function measureText(
           total,
           name: `perplexity ${perplexity.toFixed(3)}`,
         }),
-      onWarning: (message) => onProgress?.({ type: "log", level: "warn", message }),
-      ...(windows === undefined ? {} : { windows }),
-      ...(reference ? { reference } : {}),
-      ...(signal ? { signal } : {}),
-    });
+      onWarning: (message: string) => onProgress?.({ type: "log", level: "warn", message }),
+    };
+    const result = texts
+      ? await evaluateTexts(
+          opened,
+          texts.map((one) => encodeStream(opened, one)),
+          settings,
+        )
+      : await evaluatePerplexity(opened, encodeStream(opened, text), settings);
     const { backend, variant } = opened.compiled.engine;
     return { ...result, backend, variant };
   } finally {
@@ -67,58 +133,112 @@ export async function measureText(
   }
 }
 
-export interface TasksOptions extends MeasureOptions {
-  taskDir?: string;
-  limit?: number;
+/** What a task is measured on: the items, and the pool that its examples are drawn from. */
+export interface TaskData {
+  task: Task;
+  items: TaskItem[];
+  pool: TaskItem[];
+  own: boolean;
 }
 
-/** Accuracy on tasks by id. Unknown ids and missing data are found before the model is opened. */
-export async function measureTasks(
-  model: string,
+/** Items of tasks by id, all read and checked before any model is opened. */
+export async function readTasks(
   ids: readonly string[],
   options: TasksOptions,
-): Promise<Record<string, Omit<TaskResult, "items">>> {
-  const { onProgress, signal, taskDir, limit } = options;
-  const source = {
-    ...(taskDir === undefined ? {} : { taskDir }),
-    ...(limit === undefined ? {} : { limit }),
-  };
-  const chosen = ids.map((id) => tasks.get(id));
-  const items = await Promise.all(chosen.map((task) => loadTaskItems(task, source)));
-  const opened = await openModel(model, openOptions(options, { sequences: SCORING_SEQUENCES }));
+): Promise<TaskData[]> {
+  const { examples, limit } = options;
+  const out: TaskData[] = [];
+  for (const task of ids.map((id) => registry.get(id))) {
+    const items = await loadTaskItems(task, {
+      ...(options.taskDir !== undefined ? { taskDir: options.taskDir } : {}),
+      ...(options.fetchDataset ? { fetchDataset: options.fetchDataset } : {}),
+    });
+    const pool = examples ? parseItems(task, examples.text, examples.file) : items;
+    out.push({
+      task,
+      items: limit === undefined ? items : items.slice(0, limit),
+      pool,
+      own: !examples,
+    });
+  }
+  return out;
+}
+
+/** Results of tasks on a model that is open (with several sequences, for speed). */
+export async function runTasks(
+  opened: OpenedModel,
+  data: TaskData[],
+  options: TasksOptions = {},
+): Promise<Record<string, TaskResult>> {
+  const { onProgress, signal, fewShot = 0, seed = 0 } = options;
+  const results: Record<string, TaskResult> = {};
+  for (const { task, items, pool, own } of data) {
+    results[task.id] = await evaluateTask(opened, task, items, {
+      ...(fewShot > 0 ? { fewShot: { count: fewShot, seed, pool, own } } : {}),
+      ...(signal ? { signal } : {}),
+      onItem: (item, total, accuracy) =>
+        onProgress?.({
+          type: "step",
+          stage: "evaluating",
+          item,
+          total,
+          name: `${task.id} ${(100 * accuracy).toFixed(1)} %`,
+        }),
+      onWarning: (message) => onProgress?.({ type: "log", level: "warn", message }),
+    });
+  }
+  return results;
+}
+
+/** Tokens that a question of a zero-shot task may have; longer ones are cut from the left. Examples get room on top. */
+const QUESTION_TOKENS = 1024;
+
+/** How a model is opened for tasks: many sequences, each with room for a question and its examples. */
+export async function openForTasks(model: string, options: TasksOptions): Promise<OpenedModel> {
+  // The limit of the model itself is known once it is loaded; loading reads no weights.
+  const loaded = await loadModel(model, {
+    ...(options.onProgress ? { onProgress: options.onProgress } : {}),
+    ...(options.signal ? { signal: options.signal } : {}),
+  });
   try {
-    const results: Record<string, Omit<TaskResult, "items">> = {};
-    for (const [index, task] of chosen.entries()) {
-      const { items: _all, ...result } = await evaluateTask(opened, task, items[index] ?? [], {
-        onItem: (item, total, accuracy) =>
-          onProgress?.({
-            type: "step",
-            stage: task.id,
-            item,
-            total,
-            name: `accuracy ${(100 * accuracy).toFixed(1)} %`,
-          }),
-        onWarning: (message) => onProgress?.({ type: "log", level: "warn", message }),
-        ...(signal ? { signal } : {}),
-      });
-      results[task.id] = result;
-    }
-    return results;
-  } finally {
-    await opened.close();
+    const wanted = QUESTION_TOKENS * (1 + (options.fewShot ?? 0));
+    const maxContext = Math.min(loaded.config.maxPositionEmbeddings, wanted);
+    const sequences = Math.max(1, Math.round((SCORING_SEQUENCES * QUESTION_TOKENS) / maxContext));
+    const opened = await openModel(loaded, openOptions(options, { maxContext, sequences }));
+    return {
+      ...opened,
+      close: async () => {
+        await opened.close();
+        await loaded.close();
+      },
+    };
+  } catch (error) {
+    await loaded.close();
+    throw error;
   }
 }
 
-function openOptions(options: MeasureOptions, own: OpenOptions): OpenOptions {
-  const { backend, threads, kv, onProgress, signal } = options;
-  return {
-    ...own,
-    ...(backend === undefined ? {} : { backend }),
-    ...(threads === undefined ? {} : { threads }),
-    ...(kv === undefined ? {} : { kv }),
-    ...(signal ? { signal } : {}),
-    ...(onProgress
-      ? { log: (message: string) => onProgress({ type: "log", level: "info", message }) }
-      : {}),
-  };
+/** A task's result as reports show it: without the single items. */
+export type TaskSummary = Omit<TaskResult, "items">;
+
+export function withoutItems({ items: _items, ...summary }: TaskResult): TaskSummary {
+  return summary;
+}
+
+/** Accuracy of a model on tasks by id. Data is read and checked before the model is opened. */
+export async function measureTasks(
+  model: string,
+  ids: readonly string[],
+  options: TasksOptions = {},
+): Promise<Record<string, TaskSummary>> {
+  const data = await readTasks(ids, options);
+  const opened = await openForTasks(model, options);
+  try {
+    const results = await runTasks(opened, data, options);
+    return Object.fromEntries(
+      Object.entries(results).map(([id, result]) => [id, withoutItems(result)]),
+    );
+  } finally {
+    await opened.close();
+  }
 }
