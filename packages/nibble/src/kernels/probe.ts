@@ -67,7 +67,7 @@ class ProbeArena {
   }
 }
 
-/** A gint weight: random codes with full rows of zeros and of the largest code. */
+/** A gint weight: random codes with full rows of zeros and of the largest code. Interleaved ones fill their panels. */
 function placeGint(
   p: ProbeArena,
   shape: {
@@ -87,14 +87,14 @@ function placeGint(
   const codes = new Uint8Array(slots * k);
   const codeSums = new Int32Array(slots * groups);
   const rowSums = new Int32Array(groups);
-  for (let slot = 0; slot < (shape.interleaved ? slots : n); slot++) {
+  for (let slot = 0; slot < n; slot++) {
     const row = codes.subarray(slot * k, (slot + 1) * k);
     if (slot === 1) row.fill(max);
     else if (slot > 1) for (let i = 0; i < k; i++) row[i] = p.next(max + 1);
     groupCodeSums(row, k, groupSize, rowSums);
     writePanelRow(codeSums, slot, groups, rowSums);
   }
-  const segments = packPanel32(codes, slots, k, bits);
+  const segments = packPanel32(codes, n, k, bits);
   const places: Record<number, number> = { 8: -1, 4: -1, 2: -1, 1: -1 };
   for (const width of segmentWidths(bits)) places[width] = p.place(segments[width] as Uint8Array);
   const entries = slots * groups;

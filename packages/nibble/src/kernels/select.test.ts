@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { BackendError } from "../core/errors.js";
 import type { Backend, BackendId } from "./contract.js";
 import { referenceBackend } from "./reference.js";
-import { selectBackend } from "./select.js";
+import { backendStatuses, selectBackend } from "./select.js";
 
 /** Backends by name; those in `broken` are not available, those in `missing` do not load. */
 function backends(broken: BackendId[], missing: BackendId[] = []) {
@@ -51,5 +51,14 @@ describe("backend selection", () => {
   it("refuses a named backend that cannot run, with the reason", async () => {
     await expect(select("native", ["native"])).rejects.toThrow(/native gave wrong results/);
     await expect(select("wasm", [], ["wasm"])).rejects.toBeInstanceOf(BackendError);
+  });
+
+  it("reports every backend, and modules that do not load", async () => {
+    const statuses = await backendStatuses(backends(["wasm"], ["native"]));
+    expect(statuses.map(({ id, available, notices }) => [id, available, notices[0]])).toEqual([
+      ["native", false, "native was not built"],
+      ["wasm", false, "wasm gave wrong results"],
+      ["reference", true, undefined],
+    ]);
   });
 });

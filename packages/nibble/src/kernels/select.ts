@@ -58,7 +58,7 @@ class LazyBackend implements Backend {
 }
 
 /** Every backend, fastest first. Nothing is loaded before a status or an engine is asked for. */
-export function allBackends(load: LoadBackend = loadBackend): Backend[] {
+function allBackends(load: LoadBackend): Backend[] {
   return BACKEND_ORDER.map((id) => new LazyBackend(id, load));
 }
 
