@@ -120,21 +120,28 @@ function jsonValue(_key: string, value: unknown): unknown {
   return value;
 }
 
-/** Rows as aligned columns; numbers-like cells to the right. */
+const NUMBER = /^[-+]?[\d.,]+(e[-+]?\d+)?%?( (B|[KMGT]iB))?$/;
+
+/** Rows as aligned columns; columns that hold numbers only (below their title) stand to the right. */
 export function table(rows: readonly (readonly (string | number)[])[], indent = ""): string {
   const cells = rows.map((row) => row.map(String));
-  const widths: number[] = [];
-  for (const row of cells) {
-    for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, cell.length);
-  }
+  const columns = Math.max(0, ...cells.map((row) => row.length));
+  const column = (i: number) => cells.map((row) => row[i] ?? "");
+  const widths = Array.from({ length: columns }, (_, i) =>
+    Math.max(...column(i).map((cell) => cell.length)),
+  );
+  const numeric = widths.map((_, i) => {
+    const body = column(i)
+      .slice(1)
+      .filter((cell) => cell !== "");
+    return body.length > 0 && body.every((cell) => NUMBER.test(cell));
+  });
   return cells
     .map((row) =>
       row
-        .map((cell, i) => {
-          const width = widths[i] ?? 0;
-          if (/^[-+]?[\d.,]+(e[-+]?\d+)?%?$/.test(cell)) return cell.padStart(width);
-          return i === row.length - 1 ? cell : cell.padEnd(width);
-        })
+        .map((cell, i) =>
+          numeric[i] ? cell.padStart(widths[i] ?? 0) : cell.padEnd(widths[i] ?? 0),
+        )
         .join("  "),
     )
     .map((line) => `${indent}${line}`.trimEnd())
