@@ -1,5 +1,5 @@
 /** The `eval` part of a recipe: measures the artifact that was saved, compares with the source, checks the gates. */
-import { readFile } from "node:fs/promises";
+import { readTextFile } from "../core/text-file.js";
 import { GateError, ModelError, RecipeError } from "../core/errors.js";
 import { type MeasureOptions, measureText, type TextMeasures } from "../eval/measure.js";
 import type { Recipe } from "./schema.js";
@@ -33,13 +33,7 @@ export async function evaluateRecipe(
       hint: "Add ppl: text.txt to the eval part of the recipe.",
     });
   }
-  const text = await readFile(ppl, "utf8").catch((cause: unknown) => {
-    throw new ModelError("the evaluation text cannot be read", {
-      place: ppl,
-      hint: "Check eval.ppl.",
-      cause,
-    });
-  });
+  const text = await readTextFile(ppl);
   const { artifact, source, ...measure } = options;
   const shared = { ...measure, ctx, ...(windows === undefined ? {} : { windows }) };
   const needsReference = reference || gates.kl !== undefined;

@@ -3,14 +3,13 @@
  * saved layer by layer, the artifact is written beside its place and renamed.
  */
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { resolve } from "node:path";
-import { ModelError, UsageError } from "../core/errors.js";
+import { ModelError } from "../core/errors.js";
 import { defaultThreads, peakRssBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
+import { readTextFile } from "../core/text-file.js";
 import { VERSION } from "../core/version.js";
-import { loadModel } from "../runtime/load-model.js";
 import { saveArtifact, saveReport } from "../formats/nibble.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
@@ -22,6 +21,7 @@ import { Tokenizer } from "../model/tokenizer.js";
 import { BlockRunner } from "../observers/block-runner.js";
 import { sampleWindows } from "../observers/calibration.js";
 import { createKernelLinalg } from "../observers/kernel-linalg.js";
+import { loadModel } from "../runtime/load-model.js";
 import { applyActivations, assignModules, stepsOf } from "./assign.js";
 import { recipeToJson } from "./load.js";
 import { quantizeModel, type SolveRecord } from "./quantize-model.js";
@@ -64,12 +64,16 @@ export async function compress(
 ): Promise<CompressResult> {
   const started = performance.now();
   const onProgress = options.onProgress ?? (() => {});
-  const log = (message: string, level: "info" | "warn" = "info") => onProgress({ type: "log", level, message });
+  const log = (message: string, level: "info" | "warn" = "info") =>
+    onProgress({ type: "log", level, message });
   const output = resolve(options.output);
   const threads = options.threads ?? defaultThreads();
   const model =
     typeof source === "string"
-      ? await loadModel(source, { onProgress, ...(options.signal ? { signal: options.signal } : {}) })
+      ? await loadModel(source, {
+          onProgress,
+          ...(options.signal ? { signal: options.signal } : {}),
+        })
       : source;
   try {
     if ([...model.parameters.values()].some((p) => "quant" in p.weight)) {
@@ -84,12 +88,17 @@ export async function compress(
     await applyTransforms(model, recipe, log);
     const specs = [...model.parameters.values()].map((p) => p.spec);
     const assignments = new Map(
-      assignModules(recipe, specs).map(({ spec, method, options: own }) => [spec.path, { method, options: own }]),
+      assignModules(recipe, specs).map(({ spec, method, options: own }) => [
+        spec.path,
+        { method, options: own },
+      ]),
     );
     await applyModelSteps(model, recipe, log);
 
     const calibrates = [...assignments.values()].some((a) => a.method.needs(a.options).calibration);
-    const windows = calibrates ? await calibrationWindows(model, recipe, { ...options, threads, onProgress }) : [];
+    const windows = calibrates
+      ? await calibrationWindows(model, recipe, { ...options, threads, onProgress })
+      : [];
     const recipeJson = recipeToJson(recipe);
     const id = fingerprint({
       model: await model.source.sha256(),
@@ -98,7 +107,8 @@ export async function compress(
       backend: backendName,
       version: VERSION,
     });
-    const state = options.resume === false ? null : await openDiskState(id, (line) => log(line, "warn"));
+    const state =
+      options.resume === false ? null : await openDiskState(id, (line) => log(line, "warn"));
     const linalg = await createKernelLinalg(backend, threads, largestShape(model));
     let layers: SolveRecord[];
     try {
@@ -154,7 +164,11 @@ export async function compress(
 }
 
 /** Transforms in recipe order; they record folds and read nothing. */
-async function applyTransforms(model: Model, recipe: Recipe, log: (line: string) => void): Promise<void> {
+async function applyTransforms(
+  model: Model,
+  recipe: Recipe,
+  log: (line: string) => void,
+): Promise<void> {
   for (const [index, step] of stepsOf(recipe, "transform").entries()) {
     const method = step.method as ModelMethod<unknown>;
     await method.apply(model, step.options, {
@@ -165,7 +179,11 @@ async function applyTransforms(model: Model, recipe: Recipe, log: (line: string)
 }
 
 /** Activation quantizers and cache recipe. */
-async function applyModelSteps(model: Model, recipe: Recipe, log: (line: string) => void): Promise<void> {
+async function applyModelSteps(
+  model: Model,
+  recipe: Recipe,
+  log: (line: string) => void,
+): Promise<void> {
   const apply = (method: ModelMethod<unknown>, options: unknown, target: Model) =>
     method.apply(target, options, { rng: new Philox(recipe.seed, method.id), log });
   await applyActivations(model, recipe, apply, log);
@@ -197,12 +215,7 @@ async function calibrationWindows(
       ...(options.signal ? { signal: options.signal } : {}),
     });
   }
-  let text: string;
-  try {
-    text = await readFile(file, "utf8");
-  } catch (cause) {
-    throw new UsageError("the calibration file cannot be read", { place: file, hint: "check --calibration", cause });
-  }
+  const text = await readTextFile(file);
   if (!model.files.has("tokenizer.json")) {
     throw new ModelError("the model has no tokenizer, so a calibration text cannot be read", {
       hint: "put tokenizer.json beside the weights, or choose a method that needs no data (rtn)",
@@ -214,7 +227,8 @@ async function calibrationWindows(
 
 function hashTokens(windows: Int32Array[]): string {
   const hash = createHash("sha256");
-  for (const window of windows) hash.update(new Uint8Array(window.buffer, window.byteOffset, window.byteLength));
+  for (const window of windows)
+    hash.update(new Uint8Array(window.buffer, window.byteOffset, window.byteLength));
   return hash.digest("hex");
 }
 

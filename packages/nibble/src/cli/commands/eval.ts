@@ -1,5 +1,5 @@
 /** `nibble eval`: perplexity, divergence from a reference, zero-shot accuracy of a model as it will run. */
-import { readFile } from "node:fs/promises";
+import { readTextFile } from "../../core/text-file.js";
 import { UsageError } from "../../core/errors.js";
 import {
   commaList,
@@ -62,7 +62,7 @@ export const evaluate = defineVerb<Options>({
     if (reference !== undefined && ppl === undefined) {
       throw new UsageError("--reference compares on a text", { hint: "Add --ppl text.txt." });
     }
-    const text = ppl === undefined ? undefined : await readFile(ppl, "utf8");
+    const text = ppl === undefined ? undefined : await readTextFile(ppl);
     const { measureText, measureTasks } = await import("../../eval/measure.js");
     const shared = {
       onProgress,
