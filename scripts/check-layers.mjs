@@ -14,7 +14,9 @@ const LAYERS = [
   ["eval"],
   ["runtime"],
   ["methods", "kv", "formats", "train", "hub"],
-  ["model", "observers"],
+  // Observers run blocks of the model, never the other way round.
+  ["observers"],
+  ["model"],
   ["kernels", "graph"],
   ["encodings", "linalg"],
   ["core"],
