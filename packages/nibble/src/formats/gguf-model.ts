@@ -230,9 +230,9 @@ function factorsAsRope(
     return s > 1e-4 && s < 1 - 1e-4 ? [{ s, waves: (plain.inverse[i] ?? 0) / (2 * Math.PI) }] : [];
   });
   const [first, last] = [points[0], points.at(-1)];
-  if (first && last && first !== last) {
-    const slope = (first.s - last.s) / (first.waves - last.waves); // original / (high - low)
-    const low = slope * first.waves - first.s; // low / (high - low), and low = 1
+  const slope = first && last ? (first.s - last.s) / (first.waves - last.waves) : 0; // original / (high - low)
+  const low = first ? slope * first.waves - first.s : 0; // low / (high - low), and low = 1
+  if (slope > 0 && low > 0) {
     const tidy = (x: number) => Number(x.toPrecision(5));
     const candidate = {
       factor: tidy(factor),
@@ -364,7 +364,7 @@ function ggufSource(file: GgufFile, config: ModelConfig): WeightSource {
     names: () => places.keys(),
     has: (name) => places.has(name),
     shape: (name) => find(name).shape,
-    read: (name) => {
+    read: async (name) => {
       const { shape } = find(name);
       return rows(name, 0, shape.length > 1 ? (shape[0] ?? 0) : 1);
     },
