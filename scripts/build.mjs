@@ -4,11 +4,11 @@
  * with one line where no compiler answers).
  */
 import { spawnSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import { basename, dirname, join, relative } from "node:path";
 import { build } from "tsdown";
 import { fail, native, nibble, root, runNode, walk } from "./common.mjs";
-import { markBuilt, PARTS } from "./parts.mjs";
+import { identity, markBuilt, PARTS } from "./parts.mjs";
 
 const BUILDERS = { wasm: buildWasm, ts: buildTypeScript, native: buildNative };
 const wanted = process.argv.slice(2);
@@ -17,8 +17,10 @@ for (const name of wanted) {
 }
 for (const name of wanted.length > 0 ? wanted : Object.keys(PARTS)) {
   const begun = performance.now();
+  // Taken before building: what changes meanwhile is built next time.
+  const sources = identity(name);
   if (!(await BUILDERS[name]())) continue;
-  markBuilt(name);
+  markBuilt(name, sources);
   console.log(`built ${name} in ${((performance.now() - begun) / 1000).toFixed(1)} s`);
 }
 
@@ -30,13 +32,13 @@ function buildWasm() {
 
 async function buildTypeScript() {
   const source = join(nibble, "src");
-  const output = join(nibble, "dist");
-  rmSync(output, { recursive: true, force: true });
+  // Built beside its place, so that programs which are running keep finding their files until the last moment.
+  const output = join(nibble, `.dist-${process.pid}`);
   await build({
     config: false,
     cwd: nibble,
     entry: ["src/index.ts", "src/browser.ts", "src/cli/main.ts"],
-    outDir: "dist",
+    outDir: output,
     format: "esm",
     platform: "node",
     target: "node20",
@@ -53,14 +55,13 @@ async function buildTypeScript() {
     config: false,
     cwd: nibble,
     entry: { nibble: "src/browser.ts" },
-    outDir: "dist/browser",
+    outDir: join(output, "browser"),
     format: "esm",
     platform: "browser",
     target: "es2022",
     fixedExtension: false,
     dts: false,
     deps: { alwaysBundle: [/.*/], neverBundle: [/^node:/] },
-    external: [/^node:/],
     minify: true,
     clean: false,
     logLevel: "warn",
@@ -72,6 +73,9 @@ async function buildTypeScript() {
     copyFileSync(file, target);
     copyFileSync(file, join(output, "browser", basename(file)));
   }
+  const place = join(nibble, "dist");
+  rmSync(place, { recursive: true, force: true });
+  renameSync(output, place);
   if (!existsSync(PARTS.ts.makes)) fail(`tsdown made no ${relative(root, PARTS.ts.makes)}`);
   return true;
 }

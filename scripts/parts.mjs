@@ -31,7 +31,7 @@ export const PARTS = {
 const stampFile = (name) => join(root, "node_modules", ".cache", "nibble-build", `${name}.json`);
 
 /** Identity of a part's sources on this machine: a copied folder or another Node starts afresh. */
-function identity(name) {
+export function identity(name) {
   const machine = name === "native" ? `${process.platform} ${process.arch} ` : "";
   return machine + hashOf(PARTS[name].from, isSource);
 }
@@ -48,9 +48,9 @@ export function staleParts() {
   });
 }
 
-/** Remembers that a part was built from its present sources. */
-export function markBuilt(name) {
+/** Remembers that a part was built from these sources. */
+export function markBuilt(name, sources) {
   const stamp = stampFile(name);
   mkdirSync(dirname(stamp), { recursive: true });
-  writeFileSync(stamp, JSON.stringify({ identity: identity(name) }));
+  writeFileSync(stamp, JSON.stringify({ identity: sources }));
 }
