@@ -146,7 +146,7 @@ describe("program validation", () => {
           expect(changed(arena, 4 * STATUS_WORD + 4, CONTROL_BYTES)).toBe(-1);
         },
       ),
-      { numRuns: 400, seed: 7 },
+      { numRuns: 250, seed: 7 },
     );
     expect(accepted).toBeGreaterThan(20);
     expect(bitsFloat(floatBits(0.5))).toBe(0.5);
