@@ -1,6 +1,6 @@
 /** The `eval` part of a recipe: measures the artifact that was saved, compares with the source, checks the gates. */
 import { readTextFile } from "../core/text-file.js";
-import { GateError, ModelError, RecipeError } from "../core/errors.js";
+import { GateError, RecipeError } from "../core/errors.js";
 import { type MeasureOptions, measureText, type TextMeasures } from "../eval/measure.js";
 import type { Recipe } from "./schema.js";
 
