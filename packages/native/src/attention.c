@@ -82,31 +82,38 @@ INLINE vi key_quad(int bits, const uint8_t *half, int64_t q) {
   return vi_and(q & 1 ? vi_shift_right(x, 4) : x, vi_set(0x0f0f0f0f));
 }
 
-INLINE void int_key_dots(int bits, int M, const int8_t *x, int64_t ld, const uint8_t *keys, int64_t half, int64_t quads,
-                         int32_t *out) {
-  const int8_t *b0 = x, *b1 = b0 + 3 * ld, *b2 = b1 + 3 * ld, *b3 = b2 + 3 * ld;
-  vi acc[M][2];
-  UNROLL for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = vi_set(0);
-  for (int64_t q = 0; q < quads; q += 2) {
-    UNROLL for (int i = 0; i < 2; i++) {
-      if (i && q + i >= quads) break;
-      const vi w0 = key_quad(bits, keys, q + i), w1 = key_quad(bits, keys + half, q + i);
-      UNROLL for (int m = 0; m < M; m++) {
-        const int8_t *b = m < 3 ? b0 : m < 6 ? b1 : m < 9 ? b2 : b3;
-        nb_dot_pair(bits == 8, acc[m], w0, w1, nb_four(b + (m % 3) * ld + 4 * (q + i)));
-      }
-    }
+#define DECLARE(m) vi a##m = vi_set(0), c##m = vi_set(0);
+#define DOT(m)                                      \
+  {                                                 \
+    const int32_t quad = nb_four(NB_ROW(m, ld) + 4 * i); \
+    a##m = nb_dot(wide, a##m, w0, quad);       \
+    c##m = nb_dot(wide, c##m, w1, quad);       \
   }
-  UNROLL for (int m = 0; m < M; m++) {
-    vi_store(out + m * 32, acc[m][0]);
-    vi_store(out + m * 32 + 16, acc[m][1]);
-  }
-}
+#define KEEP(m)                   \
+  vi_store(out + (m) * 32, a##m); \
+  vi_store(out + (m) * 32 + 16, c##m);
 
-#define KEY_TILE(bits, M)                                                                                          \
-  static __attribute__((noinline)) void key_tile_##bits##_##M(const int8_t *x, int64_t ld, const uint8_t *keys,   \
-                                                              int64_t half, int64_t quads, int32_t *out) {         \
-    int_key_dots(bits, M, x, ld, keys, half, quads, out);                                                          \
+/* Dots of M queries with the 32 positions of a page; its two half-panels are `half` bytes apart. */
+#define KEY_TILE(bits, M)                                                                                           \
+  static __attribute__((noinline)) void key_tile_##bits##_##M(const int8_t *x, int64_t ld, const uint8_t *keys,    \
+                                                              int64_t half, int64_t quads, int32_t *out) {          \
+    const int wide = bits == 8;                                                                                     \
+    REPEAT(M, DECLARE)                                                                                              \
+    NB_ROW_POINTERS(x, ld);                                                                                         \
+    int64_t q = 0;                                                                                                  \
+    for (; q + 2 <= quads; q += 2) {                                                                                \
+      UNROLL for (int i = 0; i < 2; i++) {                                                                          \
+        const vi w0 = key_quad(bits, keys, q + i), w1 = key_quad(bits, keys + half, q + i);                         \
+        REPEAT(M, DOT)                                                                                              \
+      }                                                                                                             \
+      NB_ADVANCE(8);                                                                                                \
+    }                                                                                                               \
+    if (q < quads) {                                                                                                \
+      const int i = 0;                                                                                              \
+      const vi w0 = key_quad(bits, keys, q), w1 = key_quad(bits, keys + half, q);                                   \
+      REPEAT(M, DOT)                                                                                                \
+    }                                                                                                               \
+    REPEAT(M, KEEP)                                                                                                 \
   }
 KEY_TILE(4, 1) KEY_TILE(8, 1) KEY_TILE(4, 2) KEY_TILE(8, 2)
 #if INT_TILE > 2

@@ -6,6 +6,7 @@
 #define NIBBLE_FLOAT_DOTS_H
 
 #include "kernels.h"
+#include "repeat.h"
 #include "simd.h"
 
 #if PART == 16
@@ -18,41 +19,6 @@
 #define FLOAT_TILE 2
 #define FLOAT_HALVES 1
 #endif
-
-/* x[m * row + k * step]; b0 and b1 are the two halves, both with stride ldb. H = 1 or 2 halves. */
-INLINE void nb_float_dots(int M, int H, const float *x, int64_t row, int64_t step, const float *b0, const float *b1,
-                          int64_t ldb, int64_t count, vf acc[][2]) {
-  const float *x0 = x, *x1 = x0 + 3 * row, *x2 = x1 + 3 * row, *x3 = x2 + 3 * row;
-  __asm__("" : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3));
-  for (int64_t k = 0; k < count; k++) {
-    const vf w0 = v_load(b0), w1 = H > 1 ? v_load(b1) : w0;
-    UNROLL for (int m = 0; m < M; m++) {
-      const float *b = m < 3 ? x0 : m < 6 ? x1 : m < 9 ? x2 : x3;
-      const vf s = v_set(b[(m % 3) * row]);
-      acc[m][0] = v_fma(s, w0, acc[m][0]);
-      if (H > 1) acc[m][1] = v_fma(s, w1, acc[m][1]);
-    }
-    b0 += ldb;
-    b1 += ldb;
-    x0 += step;
-    x1 += step;
-    x2 += step;
-    x3 += step;
-  }
-}
-
-/* The same for any M from 1 to FLOAT_TILE, accumulators in memory: acc[m * 32 + 16 h + lane]. */
-INLINE void nb_float_dots_memory(int M, int H, const float *x, int64_t row, int64_t step, const float *b0,
-                                 const float *b1, int64_t ldb, int64_t count, float *memory) {
-  vf acc[M][2];
-  UNROLL for (int m = 0; m < M; m++) {
-    UNROLL for (int h = 0; h < H; h++) acc[m][h] = v_load(memory + m * 32 + 16 * h);
-  }
-  nb_float_dots(M, H, x, row, step, b0, b1, ldb, count, acc);
-  UNROLL for (int m = 0; m < M; m++) {
-    UNROLL for (int h = 0; h < H; h++) v_store(memory + m * 32 + 16 * h, acc[m][h]);
-  }
-}
 
 #ifdef NIBBLE_ISA
 /*

@@ -2,15 +2,45 @@
 #include "kernels.h"
 #include "float_dots.h"
 
+#define LOAD_ONE(m) vf a##m = v_load(acc + (m) * 32);
+#define LOAD_TWO(m) vf a##m = v_load(acc + (m) * 32), c##m = v_load(acc + (m) * 32 + 16);
+#define STORE_ONE(m) v_store(acc + (m) * 32, a##m);
+#define STORE_TWO(m)              \
+  v_store(acc + (m) * 32, a##m);  \
+  v_store(acc + (m) * 32 + 16, c##m);
+#define X(m) (((m) < 3 ? x0 : (m) < 6 ? x1 : (m) < 9 ? x2 : x3)[((m) % 3) * row])
+#define FMA_ONE(m) a##m = v_fma(v_set(X(m)), w0, a##m);
+#define FMA_TWO(m)            \
+  {                           \
+    const vf s = v_set(X(m)); \
+    a##m = v_fma(s, w0, a##m); \
+    c##m = v_fma(s, w1, c##m); \
+  }
+
+#define BODY(M, HALVES, b0, b1, acc_)                                                                                 \
+  {                                                                                                                   \
+    float *acc = acc_;                                                                                                \
+    const float *x0 = x, *x1 = x0 + 3 * row, *x2 = x1 + 3 * row, *x3 = x2 + 3 * row, *u = b0, *v = b1;                \
+    __asm__("" : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3));                                                             \
+    REPEAT(M, LOAD_##HALVES)                                                                                          \
+    for (int64_t k = 0; k < count; k++) {                                                                             \
+      const vf w0 = v_load(u), w1 = v_load(v);                                                                        \
+      (void)w1;                                                                                                       \
+      REPEAT(M, FMA_##HALVES)                                                                                         \
+      u += ldb, v += ldb, x0 += step, x1 += step, x2 += step, x3 += step;                                             \
+    }                                                                                                                 \
+    REPEAT(M, STORE_##HALVES)                                                                                         \
+  }
+
+#if FLOAT_HALVES == 2
+#define TILE_BODY(M) BODY(M, TWO, b0, b1, out)
+#else
+#define TILE_BODY(M) BODY(M, ONE, b0, b0, out) BODY(M, ONE, b1, b1, out + 16)
+#endif
 #define TILE(M)                                                                                                       \
   static __attribute__((noinline)) void tile_##M(const float *x, int64_t row, int64_t step, const float *b0,         \
-                                                 const float *b1, int64_t ldb, int64_t count, float *acc) {           \
-    if (FLOAT_HALVES == 2) {                                                                                          \
-      nb_float_dots_memory(M, 2, x, row, step, b0, b1, ldb, count, acc);                                              \
-    } else {                                                                                                          \
-      nb_float_dots_memory(M, 1, x, row, step, b0, b0, ldb, count, acc);                                              \
-      nb_float_dots_memory(M, 1, x, row, step, b1, b1, ldb, count, acc + 16);                                         \
-    }                                                                                                                 \
+                                                 const float *b1, int64_t ldb, int64_t count, float *out) {           \
+    TILE_BODY(M)                                                                                                      \
   }
 TILE(1) TILE(2)
 #if FLOAT_TILE > 2

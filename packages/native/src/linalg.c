@@ -9,6 +9,7 @@
  */
 #include <math.h>
 #include "kernels.h"
+#include "repeat.h"
 #include "simd.h"
 
 #define NB 96
@@ -41,38 +42,48 @@ INLINE vd d_fma(double s, vd b, vd c) {
   return c;
 }
 
-#if PART == 16
-#define TILE_ROWS 12
-#define TILE_HALVES 2
-#elif PART == 8
-#define TILE_ROWS 6
-#define TILE_HALVES 1
-#else
-#define TILE_ROWS 2
-#define TILE_HALVES 1
-#endif
+#define LOAD_ONE(m) vd a##m = d_load(to + (m) * COLUMNS);
+#define LOAD_TWO(m) vd a##m = d_load(to + (m) * COLUMNS), c##m = d_load(to + (m) * COLUMNS + 8);
+#define STORE_ONE(m) d_store(to + (m) * COLUMNS, a##m);
+#define STORE_TWO(m)               \
+  d_store(to + (m) * COLUMNS, a##m); \
+  d_store(to + (m) * COLUMNS + 8, c##m);
+#define FMA_ONE(m) a##m = d_fma(x[m], d_load(y), a##m);
+#define FMA_TWO(m)                 \
+  a##m = d_fma(x[m], w0, a##m);    \
+  c##m = d_fma(x[m], w1, c##m);
 
 /* out[12][16] += a [count][12] transposed times b [count][16]. */
-static void multiply(const double *a, const double *b, int64_t count, double *out) {
+static __attribute__((noinline)) void multiply(const double *a, const double *b, int64_t count, double *out) {
+#if PART == 16
+  const double *x = a, *y = b;
+  double *to = out;
+  REPEAT_12(LOAD_TWO)
+  for (int64_t k = 0; k < count; k++, x += ROWS, y += COLUMNS) {
+    const vd w0 = d_load(y), w1 = d_load(y + 8);
+    REPEAT_12(FMA_TWO)
+  }
+  REPEAT_12(STORE_TWO)
+#else
+#if PART == 8
+#define TILE_ROWS 6
+#define REPEAT_TILE REPEAT_6
+#else
+#define TILE_ROWS 2
+#define REPEAT_TILE REPEAT_2
+#endif
   for (int m0 = 0; m0 < ROWS; m0 += TILE_ROWS) {
-    for (int h0 = 0; h0 < 2; h0 += TILE_HALVES) {
-      vd acc[TILE_ROWS][TILE_HALVES];
-      UNROLL for (int m = 0; m < TILE_ROWS; m++) {
-        UNROLL for (int h = 0; h < TILE_HALVES; h++) acc[m][h] = d_load(out + (m0 + m) * COLUMNS + 8 * (h0 + h));
-      }
-      const double *x = a + m0, *y = b + 8 * h0;
+    for (int half = 0; half < COLUMNS; half += 8) {
+      const double *x = a + m0, *y = b + half;
+      double *to = out + m0 * COLUMNS + half;
+      REPEAT_TILE(LOAD_ONE)
       for (int64_t k = 0; k < count; k++, x += ROWS, y += COLUMNS) {
-        vd w[TILE_HALVES];
-        UNROLL for (int h = 0; h < TILE_HALVES; h++) w[h] = d_load(y + 8 * h);
-        UNROLL for (int m = 0; m < TILE_ROWS; m++) {
-          UNROLL for (int h = 0; h < TILE_HALVES; h++) acc[m][h] = d_fma(x[m], w[h], acc[m][h]);
-        }
+        REPEAT_TILE(FMA_ONE)
       }
-      UNROLL for (int m = 0; m < TILE_ROWS; m++) {
-        UNROLL for (int h = 0; h < TILE_HALVES; h++) d_store(out + (m0 + m) * COLUMNS + 8 * (h0 + h), acc[m][h]);
-      }
+      REPEAT_TILE(STORE_ONE)
     }
   }
+#endif
 }
 
 /* out[k][width] = x[j * ld + k] for j < rows (else 0), k < count. */

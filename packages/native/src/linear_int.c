@@ -3,7 +3,7 @@
  *
  * Few rows: codes are unpacked in registers and streamed once for all rows. Many rows: a panel is unpacked to bytes
  * once (it stays in the first two cache levels) and all row tiles pass over it. Work units are (panel, tile of rows), so
- * any number of threads is busy for any shape. v2: row-major activations, no packing.
+ * any number of threads is busy for any shape. v3: named accumulators, zero points folded into the accumulators.
  */
 #include "epilogue.h"
 #include "int_dots.h"
@@ -17,106 +17,154 @@ typedef struct {
   int64_t ld, rows;
   int per_group; /* activations have a scale for each group */
   int zero_int;
-  int32_t z; /* const integer zero */
+  int plain;     /* const integer zero, symmetric activations: -z * sum starts the accumulator */
+  int32_t z;     /* const integer zero */
 } linear;
 
-/* acc of one group -> y: zero points, the scales, and the sum over groups in memory. */
-INLINE void finish_group(const linear *l, int M, int64_t panel, int64_t g, int64_t m0, vi acc[][2], float *y) {
+/* Every other kind of zero: acc [rows][32] of one group is added to y [rows][32]. */
+static __attribute__((noinline)) void finish_group(const linear *l, int64_t panel, int64_t g, int64_t m0, int rows,
+                                                   const int32_t *acc, float *y) {
   const nb_weight *w = &l->w;
   const int64_t columns = nb_min(w->group_size, w->k - g * w->group_size);
-  const int64_t at = (panel * w->groups + g) * 32;
-  vf scale[2], zf[2] = {0};
-  vi zi[2] = {0}, sums[2] = {0};
-  UNROLL for (int h = 0; h < 2; h++) scale[h] = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, h);
-  if (w->zero_kind == ZERO_INT) {
-    UNROLL for (int h = 0; h < 2; h++) zi[h] = vi_load_u8(w->zero + at + 16 * h);
-  } else if (!l->zero_int) {
-    UNROLL for (int h = 0; h < 2; h++) {
-      zf[h] = w->zero_kind == ZERO_FLOAT ? nb_scalars(w->zero, w->scale_type, w->groups, panel, g, h)
-                                         : v_set(w->zero_const);
-    }
-  }
-  if (l->zero) {
-    UNROLL for (int h = 0; h < 2; h++) sums[h] = vi_load(w->code_sum + at + 16 * h);
-  }
-  UNROLL for (int m = 0; m < M; m++) {
-    const int64_t row = m0 + m, entry = l->per_group ? row * w->groups + g : row;
-    const vf sx = v_set(l->scale[entry]);
-    int32_t sum = l->sum[row * w->groups + g];
-    const int32_t za = l->zero ? l->zero[entry] : 0;
-    if (l->zero) sum = (int32_t)((uint32_t)sum - (uint32_t)za * (uint32_t)columns);
-    UNROLL for (int h = 0; h < 2; h++) {
-      vi d = acc[m][h];
+  for (int h = 0; h < 2; h++) {
+    const int64_t at = (panel * w->groups + g) * 32 + 16 * h;
+    const vf scale = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, h);
+    const vi sums = l->zero ? vi_load(w->code_sum + at) : vi_set(0);
+    vf zf = v_set(w->zero_const);
+    vi zi = vi_set(l->z);
+    if (w->zero_kind == ZERO_INT) zi = vi_load_u8(w->zero + at);
+    if (w->zero_kind == ZERO_FLOAT) zf = nb_scalars(w->zero, w->scale_type, w->groups, panel, g, h);
+    for (int m = 0; m < rows; m++) {
+      const int64_t row = m0 + m, entry = l->per_group ? row * w->groups + g : row;
+      float *to = y + m * 32 + 16 * h;
+      int32_t sum = l->sum[row * w->groups + g];
+      vi d = vi_load(acc + m * 32 + 16 * h);
       vf v;
-      if (l->zero) d = vi_sub(d, vi_mul(sums[h], vi_set(za)));
-      if (!l->zero_int) {
-        v = v_sub(vi_to_float(d), v_mul(zf[h], v_set((float)sum)));
-      } else {
-        if (w->zero_kind == ZERO_INT) d = vi_sub(d, vi_mul(zi[h], vi_set(sum)));
-        else if (l->z) d = vi_sub(d, vi_set((int32_t)((uint32_t)l->z * (uint32_t)sum)));
-        v = vi_to_float(d);
+      if (l->zero) {
+        const int32_t za = l->zero[entry];
+        sum = (int32_t)((uint32_t)sum - (uint32_t)za * (uint32_t)columns);
+        d = vi_sub(d, vi_mul(sums, vi_set(za)));
       }
-      v = v_mul(v, v_mul(sx, scale[h]));
-      if (g) v = v_add(v_load(y + m * 32 + 16 * h), v);
-      v_store(y + m * 32 + 16 * h, v);
+      if (l->zero_int) v = vi_to_float(vi_sub(d, vi_mul(zi, vi_set(sum))));
+      else v = v_sub(vi_to_float(d), v_mul(zf, v_set((float)sum)));
+      v_store(to, v_add(v_load(to), v_mul(v, v_mul(v_set(l->scale[entry]), scale))));
     }
   }
 }
+
+static __attribute__((noinline)) void emit_rows(const linear *l, int64_t panel, int64_t m0, int rows, const float *y) {
+  for (int m = 0; m < rows; m++) {
+    nb_emit(&l->out, &l->w, panel, m0 + m, v_load(y + m * 32), v_load(y + m * 32 + 16));
+  }
+}
+
+typedef void (*tile_function)(const linear *, int64_t panel, const nb_panel *, int64_t m0);
 
 /*
- * Rows m0..m0+M of one panel.
+ * Rows m0..m0+M of one panel of `bits`-bit codes. Sums over groups start from -0, which adds to nothing, not even to a
+ * zero of either sign. FAR: bytes to prefetch ahead (a stream from memory), 0 for panels in the cache.
  */
-INLINE void tile(const linear *l, int bits, int M, int64_t panel, const nb_panel *p, int64_t m0, int far) {
-  const nb_weight *w = &l->w;
-  float y[M * 32];
-  const int8_t *x = l->codes + m0 * l->ld;
-  for (int64_t g = 0; g < w->groups; g++) {
-    const int64_t q0 = g * w->group_size / 4, q1 = nb_round_up(nb_min(w->k, (g + 1) * w->group_size), 32) / 4;
-    vi acc[M][2];
-    UNROLL for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = vi_set(0);
-    nb_panel_dots(bits, M, x, l->ld, p, q0, q1, acc, far);
-    finish_group(l, M, panel, g, m0, acc, y);
+#define DECLARE(m) vi a##m, c##m;
+#define START(m) a##m = c##m = vi_set(starts[m]);
+#define CLEAR(m)                       \
+  v_store(y + (m) * 32, v_set(-0.0f)); \
+  v_store(y + (m) * 32 + 16, v_set(-0.0f));
+#define DOT(m)                                                     \
+  {                                                                \
+    const int32_t quad = nb_four(NB_ROW(m, ld) + 4 * i);           \
+    a##m = nb_dot(wide, a##m, w0, quad);                           \
+    c##m = nb_dot(wide, c##m, w1, quad);                           \
   }
-  UNROLL for (int m = 0; m < M; m++) nb_emit(&l->out, w, panel, m0 + m, v_load(y + m * 32), v_load(y + m * 32 + 16));
-}
+#define SCALE(m)                                                                                        \
+  {                                                                                                     \
+    const vf sx = v_set(scales[m]);                                                                     \
+    float *to = y + (m) * 32;                                                                           \
+    v_store(to, v_add(v_load(to), v_mul(vi_to_float(a##m), v_mul(sx, s0))));                            \
+    v_store(to + 16, v_add(v_load(to + 16), v_mul(vi_to_float(c##m), v_mul(sx, s1))));                  \
+  }
+#define KEEP(m)                     \
+  vi_store(acc + (m) * 32, a##m);   \
+  vi_store(acc + (m) * 32 + 16, c##m);
 
-#define PREFETCH 2048
-typedef void (*tile_function)(const linear *, int64_t panel, const nb_panel *, int64_t m0);
-#define TILE(bits, M) \
-  static __attribute__((noinline)) void tile_##bits##_##M(const linear *l, int64_t panel, const nb_panel *p, int64_t m0) { \
-    tile(l, bits, M, panel, p, m0, M == 1 ? PREFETCH : 0); \
+#define TILE_AS(name, bits, WIDE, M, FAR)                                                                              \
+  static __attribute__((noinline)) void name(const linear *l, int64_t panel, const nb_panel *p, int64_t m0) {          \
+    const nb_weight *w = &l->w;                                                                                        \
+    const int64_t ld = l->ld;                                                                                          \
+    const int wide = WIDE;                                                                                             \
+    float y[M * 32], scales[M];                                                                                        \
+    int32_t starts[M], acc[M * 32];                                                                                    \
+    REPEAT(M, CLEAR)                                                                                                   \
+    for (int64_t g = 0; g < w->groups; g++) {                                                                          \
+      const int64_t q0 = g * w->group_size / 4, q1 = nb_round_up(nb_min(w->k, (g + 1) * w->group_size), 32) / 4;       \
+      for (int m = 0; m < M; m++) {                                                                                    \
+        const int64_t row = m0 + m;                                                                                    \
+        starts[m] = l->plain ? (int32_t)(0u - (uint32_t)l->z * (uint32_t)l->sum[row * w->groups + g]) : 0;             \
+        scales[m] = l->scale[l->per_group ? row * w->groups + g : row];                                                \
+      }                                                                                                                \
+      REPEAT(M, DECLARE)                                                                                               \
+      REPEAT(M, START)                                                                                                 \
+      NB_ROW_POINTERS(l->codes + m0 * ld + 4 * q0, ld);                                                                \
+      for (int64_t q = q0; q < q1; q += 8) {                                                                           \
+        if (FAR) nb_prefetch(bits, p, q, FAR);                                                                         \
+        UNROLL for (int i = 0; i < 8; i++) {                                                                           \
+          const vi w0 = nb_code_quad(bits, p, q + i, 0), w1 = nb_code_quad(bits, p, q + i, 1);                         \
+          REPEAT(M, DOT)                                                                                               \
+        }                                                                                                              \
+        NB_ADVANCE(32);                                                                                                \
+      }                                                                                                                \
+      if (l->plain) {                                                                                                  \
+        const vf s0 = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, 0);                                     \
+        const vf s1 = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, 1);                                     \
+        REPEAT(M, SCALE)                                                                                               \
+      } else {                                                                                                         \
+        REPEAT(M, KEEP)                                                                                                \
+        finish_group(l, panel, g, m0, M, acc, y);                                                                      \
+      }                                                                                                                \
+    }                                                                                                                  \
+    emit_rows(l, panel, m0, M, y);                                                                                     \
   }
-#define TILES(bits) TILE(bits, 1) TILE(bits, 2)
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
-#if INT_TILE > 2
-#define WIDE_TILES(bits) TILE(bits, 4) TILE(bits, 8)
-WIDE_TILES(1) WIDE_TILES(2) WIDE_TILES(3) WIDE_TILES(4) WIDE_TILES(5) WIDE_TILES(6) WIDE_TILES(7) WIDE_TILES(8)
-TILE(4, 6) TILE(4, 12) TILE(8, 6) TILE(8, 12)
+#define TILE(bits, M, FAR) TILE_AS(tile_##bits##_##M, bits, bits == 8, M, FAR)
+
+/* Tiles by code width and index into `sizes`; missing ones need the panel unpacked (or are no size here). */
 #define SIZES 6
 static const int sizes[SIZES] = {12, 8, 6, 4, 2, 1};
-#define ROW(b) {0, tile_##b##_8, 0, tile_##b##_4, tile_##b##_2, tile_##b##_1}
-static const tile_function tiles[9][SIZES] = {
-    {0}, ROW(1), ROW(2), ROW(3), {tile_4_12, tile_4_8, tile_4_6, tile_4_4, tile_4_2, tile_4_1},
-    ROW(5), ROW(6), ROW(7), {tile_8_12, tile_8_8, tile_8_6, tile_8_4, tile_8_2, tile_8_1}};
+#if INT_TILE == 12
+#define FAR 2048
+TILE(1, 1, FAR) TILE(2, 1, FAR) TILE(3, 1, FAR) TILE(5, 1, FAR) TILE(6, 1, FAR) TILE(7, 1, FAR)
+TILE(4, 1, FAR) TILE(4, 2, FAR) TILE(4, 4, FAR) TILE(4, 6, FAR) TILE(4, 8, FAR) TILE(4, 12, FAR)
+TILE(8, 1, FAR) TILE(8, 2, FAR) TILE(8, 4, FAR) TILE(8, 6, FAR) TILE(8, 8, FAR) TILE(8, 12, 0)
+#define ONE(b) {0, 0, 0, 0, 0, tile_##b##_1}
+#define ALL(b) {tile_##b##_12, tile_##b##_8, tile_##b##_6, tile_##b##_4, tile_##b##_2, tile_##b##_1}
+static const tile_function tiles[9][SIZES] = {{0}, ONE(1), ONE(2), ONE(3), ALL(4), ONE(5), ONE(6), ONE(7), ALL(8)};
+#define BYTES(w) 8
 #else
-#define SIZES 2
-static const int sizes[SIZES] = {2, 1};
-#define ROW(b) {tile_##b##_2, tile_##b##_1}
-static const tile_function tiles[9][SIZES] = {{0}, ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6), ROW(7), ROW(8)};
+TILE(8, 1, 0) TILE(8, 2, 0)
+TILE_AS(tile_narrow_1, 8, 0, 1, 0) TILE_AS(tile_narrow_2, 8, 0, 2, 0)
+static const tile_function tiles[9][SIZES] = {
+    [7] = {0, 0, 0, 0, tile_narrow_2, tile_narrow_1}, [8] = {0, 0, 0, 0, tile_8_2, tile_8_1}};
+/* Unpacked codes below 128 have cheaper dots. */
+#define BYTES(w) ((w)->bits == 8 ? 8 : 7)
 #endif
 
 /* Rows m..end of one panel in tiles, widest first. */
-static void rows_of_panel(const linear *l, int bits, int64_t panel, const nb_panel *p, int64_t m, int64_t end) {
+static void rows_of_panel(const linear *l, int kind, int64_t panel, const nb_panel *p, int64_t m, int64_t end) {
   for (int s = 0; s < SIZES; s++) {
-    if (!tiles[bits][s]) continue;
-    for (; m + sizes[s] <= end; m += sizes[s]) tiles[bits][s](l, panel, p, m);
+    if (!tiles[kind][s]) continue;
+    for (; m + sizes[s] <= end; m += sizes[s]) tiles[kind][s](l, panel, p, m);
   }
 }
 
-/* From this many rows a panel is unpacked first. */
-#define UNPACK_ROWS (INT_TILE > 2 ? 24 : 4)
+/* From this many rows a panel of nibbles is unpacked first. */
+#define UNPACK_ROWS 24
 /* Rows of a pass over all panels: their activations should stay in the second cache level. */
 #define PASS_BYTES (768 * 1024)
+
+/* Codes are read as they are stored: each panel once for all rows. */
+static int reads_packed(const linear *l) {
+  if (l->w.bits == 8) return l->rows < UNPACK_ROWS;
+  if (INT_TILE < 12) return 0;
+  return l->w.bits == 4 ? l->rows < UNPACK_ROWS : l->rows == 1;
+}
 
 NB_OP(linear_int) {
   linear l;
@@ -131,8 +179,9 @@ NB_OP(linear_int) {
   l.per_group = ins[LINEAR_INT_ACTIVATION_GROUPS] > 1;
   l.zero_int = nb_zero_is_int(&l.w);
   l.z = l.w.zero_kind == ZERO_CONST && l.zero_int ? (int32_t)l.w.zero_const : 0;
+  l.plain = l.w.zero_kind == ZERO_CONST && l.zero_int && !l.zero;
 
-  if (l.rows < UNPACK_ROWS) {
+  if (reads_packed(&l)) {
     int64_t panel, end;
     nb_share(c, l.w.panels, &panel, &end);
     for (; panel < end; panel++) {
@@ -141,7 +190,7 @@ NB_OP(linear_int) {
     }
     return;
   }
-  int64_t pass = nb_max(96, PASS_BYTES / l.ld) / INT_TILE * INT_TILE;
+  const int64_t pass = nb_max(96, PASS_BYTES / l.ld) / INT_TILE * INT_TILE;
   for (int64_t first = 0; first < l.rows; first += pass) {
     const int64_t count = nb_min(pass, l.rows - first), blocks = (count + INT_TILE - 1) / INT_TILE;
     int64_t unit, end, unpacked = -1;
@@ -158,7 +207,7 @@ NB_OP(linear_int) {
         }
         unpacked = panel;
       }
-      rows_of_panel(&l, 8, panel, &p, first + b * INT_TILE, first + nb_min(count, (b + run) * INT_TILE));
+      rows_of_panel(&l, BYTES(&l.w), panel, &p, first + b * INT_TILE, first + nb_min(count, (b + run) * INT_TILE));
       unit += run;
     }
   }
