@@ -1,12 +1,14 @@
 import { createHash } from "node:crypto";
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { type BuiltTensor, buildGguf, type Entry } from "../../test/support/gguf-builder.js";
 import { CHATML, tinyTokenizer } from "../../test/support/tiny-tokenizer.js";
 import { bufferSource } from "../core/byte-source.js";
-import { FormatError, ModelError } from "../core/errors.js";
+import { FormatError, ModelError, NibbleError } from "../core/errors.js";
 import { buildModel } from "../model/load.js";
 import { type LazyTensor, parameter } from "../model/model.js";
 import { inverseFrequencies } from "../model/rope.js";
+import { Tokenizer } from "../model/tokenizer.js";
 import { openGgufModel } from "./gguf-model.js";
 
 const D = 16;
@@ -344,4 +346,29 @@ describe("refused", () => {
     await expect(modelOf(buildGguf(metadata(), list))).rejects.toThrow(/v_proj.weight.*is missing/);
     await expect(load(buildGguf(metadata(), {}))).rejects.toThrow(/token_embd/);
   });
+});
+
+it("random damage to a whole model gives typed errors or a model, never anything else", async () => {
+  const valid = buildGguf(metadata("llama", tinyTokenizer()), tensors());
+  // Most bytes are token texts; the facts before and the tensor list behind deserve more hits.
+  const at = fc.oneof(
+    fc.nat(valid.length - 1),
+    fc.nat(600),
+    fc.nat(900).map((n) => valid.length - 1 - n),
+  );
+  const change = fc.record({ at, to: fc.oneof(fc.nat(255), fc.constantFrom(0, 1, 255)) });
+  await fc.assert(
+    fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 4 }), async (list) => {
+      const bytes = new Uint8Array(valid);
+      for (const { at: place, to } of list) bytes[place] = to;
+      try {
+        const model = await modelOf(bytes);
+        for (const { weight } of model.parameters.values()) await (weight as LazyTensor).read();
+        if (model.files.size > 0) Tokenizer.fromFiles(model.files).encode("hello 12");
+      } catch (error) {
+        expect(error).toBeInstanceOf(NibbleError);
+      }
+    }),
+    { numRuns: 200 },
+  );
 });

@@ -176,7 +176,7 @@ export function ggufTokenizer(file: Pick<GgufFile, "name" | "metadata">): GgufTo
   };
   const encode = (value: string) => new TextEncoder().encode(value);
   const files: SidecarFiles = new Map([
-    ["tokenizer.json", encode(JSON.stringify(tokenizerJson))],
+    ["tokenizer.json", encode(withVocabulary(tokenizerJson, tokens))],
     ["tokenizer_config.json", encode(`${JSON.stringify(config, null, 2)}\n`)],
   ]);
   if (asFile && only) files.set("chat_template.jinja", encode(only.template));
@@ -258,7 +258,7 @@ function bytePairs(reader: Keys, tokens: readonly string[], special: Special): B
         fuse_unk: false,
         byte_fallback: false,
         ignore_merges: known.ignoreMerges,
-        vocab: vocabulary(tokens),
+        vocab: {},
         merges: pairs,
       },
     },
@@ -326,7 +326,7 @@ function sentencePiece(
         fuse_unk: true,
         byte_fallback: true,
         ignore_merges: false,
-        vocab: vocabulary(tokens),
+        vocab: {},
         merges: pairs.map(({ left, right }) => [tokens[left], tokens[right]]),
       },
     },
@@ -335,8 +335,13 @@ function sentencePiece(
   };
 }
 
-function vocabulary(tokens: readonly string[]): Json {
-  return Object.fromEntries(tokens.map((token, id) => [token, id]));
+/**
+ * JSON text with the vocabulary in its (empty) place: an object of all tokens would take longer to build than everything
+ * else. Inside a string the quotes of the place would be escaped, so it is found only once.
+ */
+function withVocabulary(json: Json, tokens: readonly string[]): string {
+  const entries = tokens.map((token, id) => `${JSON.stringify(token)}:${id}`);
+  return JSON.stringify(json).replace('"vocab":{}', () => `"vocab":{${entries.join(",")}}`);
 }
 
 /** Post-processor that puts `bos` in front and `eos` behind. */

@@ -1,5 +1,6 @@
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { FormatError, ModelError } from "../core/errors.js";
+import { FormatError, ModelError, NibbleError } from "../core/errors.js";
 import { parseHfConfig } from "./hf-config.js";
 
 const sizes = {
@@ -163,4 +164,39 @@ describe("refused by name", () => {
   ])("nonsense: %s", (_, extra) => {
     expect(() => parseHfConfig({ model_type: "llama", ...sizes, ...extra })).toThrow(FormatError);
   });
+});
+
+it("any values under the known keys give typed errors or a usable config", () => {
+  const keys = [
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "layer_types",
+    "sliding_window",
+    "eos_token_id",
+    "hidden_act",
+    "quantization_config",
+    "tie_word_embeddings",
+    "num_local_experts",
+  ];
+  const type = fc.constantFrom("llama", "mistral", "qwen2", "qwen3", "mixtral");
+  const values = fc.dictionary(fc.constantFrom(...keys), fc.jsonValue(), { maxKeys: 4 });
+  fc.assert(
+    fc.property(type, values, (model_type, extra) => {
+      try {
+        const config = parseHfConfig({ model_type, ...sizes, ...extra });
+        expect(config.slidingWindow).toHaveLength(config.numHiddenLayers);
+        expect(config.numAttentionHeads % config.numKeyValueHeads).toBe(0);
+        expect(config.rope.theta).toBeGreaterThan(1);
+      } catch (error) {
+        if (!(error instanceof NibbleError)) throw error;
+      }
+    }),
+    { numRuns: 1000 },
+  );
 });
