@@ -72,7 +72,12 @@ export function runProgram(program: usize, thread: i32, threads: i32): void {
   while (true) {
     const pc = program + ((<usize>word) << 2);
     const op = load<i32>(pc);
-    if (op == 0) return;
+    if (op == 0) {
+      // Skipped instructions have no barrier. Without this one thread 0 could report the end, and the host change
+      // registers, while another thread has still to read that a register holds 0 rows.
+      barrier();
+      return;
+    }
     setInstruction(word);
     let rows = 1;
     if (op != OP_INVERSE_FACTOR) {
