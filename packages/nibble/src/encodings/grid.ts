@@ -331,11 +331,32 @@ export class GridFitter {
     }
   }
 
-  /** Code of one value on a grid. */
-  code(value: number, scale: number, zero: number): number {
-    const before = this.#floatZero ? zero : 0;
-    const c = value / scale + before + ROUND - ROUND + (zero - before);
-    return Math.min(Math.max(c, 0), this.maxCode);
+  /**
+   * A column of `count` rows: values[i] goes to the code codes[codesAt + i * codesStride] on the grid scale[at + i * stride],
+   * zero[at + i * stride], and is replaced by what the code stands for.
+   */
+  quantizeColumn(
+    values: Float64Array,
+    count: number,
+    scale: Float32Array,
+    zero: Float32Array,
+    at: number,
+    stride: number,
+    codes: Uint8Array,
+    codesAt: number,
+    codesStride: number,
+  ): void {
+    const maxCode = this.maxCode;
+    const floatZero = this.#floatZero;
+    for (let i = 0; i < count; i++) {
+      const s = scale[at + i * stride];
+      const z = zero[at + i * stride];
+      const before = floatZero ? z : 0;
+      const c = values[i] / s + before + ROUND - ROUND + (z - before);
+      const code = Math.min(Math.max(c, 0), maxCode);
+      codes[codesAt + i * codesStride] = code;
+      values[i] = Math.fround(s * (code - z));
+    }
   }
 }
 

@@ -88,14 +88,17 @@ async function solveSweep(
         // Where the code belongs and which group it is in, in stored order.
         const stored = order && !permuted ? (order[column] as number) : column;
         const g = Math.floor(stored / width);
-        for (let r = rowFrom; r < rowTo; r++) {
-          const p = r * rowStride + g;
-          const s = scale[p] as number;
-          const zr = zero[p] as number;
-          const code = fitter.code(values[r - rowFrom] as number, s, zr);
-          codes[r * k + stored] = code;
-          values[r - rowFrom] = Math.fround(s * (code - zr));
-        }
+        fitter.quantizeColumn(
+          values,
+          rowTo - rowFrom,
+          scale,
+          zero,
+          rowFrom * rowStride + g,
+          rowStride,
+          codes,
+          rowFrom * k + stored,
+          k,
+        );
       },
     },
     ctx.engineLinalg,

@@ -8,7 +8,8 @@ import type { GridOptions } from "./grid-options.js";
 
 /** @throws NumericError naming the tensor when it holds NaN or infinities. */
 export function checkFinite(weight: Float32Array, path: string): void {
-  for (const x of weight) {
+  for (let i = 0; i < weight.length; i++) {
+    const x = weight[i] as number;
     if (x - x !== 0) {
       throw new NumericError(
         `holds the value ${x}`,
