@@ -2,8 +2,9 @@
  * Compiles packages/nibble/assembly (AssemblyScript) to four binaries in packages/nibble/wasm: `simd` and `relaxed`
  * (relaxed SIMD), each for one thread and, as `…-threads`, for shared memory. Binaries newer than their sources stay.
  *
- *   node scripts/build-wasm.mjs           build what is stale
- *   node scripts/build-wasm.mjs --force   build all
+ *   node scripts/build-wasm.mjs            build what is stale
+ *   node scripts/build-wasm.mjs --force    build all
+ *   node scripts/build-wasm.mjs relaxed …  only these
  */
 import { mkdirSync, renameSync, rmSync, statSync } from "node:fs";
 import { join, relative } from "node:path";
@@ -53,9 +54,13 @@ const newest = Math.max(
   time(new URL(import.meta.url)),
   ...walk(source).map((file) => time(pathToFileURL(file))),
 );
-const stale = process.argv.includes("--force")
-  ? VARIANTS
-  : VARIANTS.filter(({ name }) => time(join(target, `${name}.wasm`)) < newest);
+const force = process.argv.includes("--force");
+const names = process.argv.slice(2).filter((word) => !word.startsWith("--"));
+const stale = VARIANTS.filter(
+  ({ name }) =>
+    (names.length === 0 || names.includes(name)) &&
+    (force || time(join(target, `${name}.wasm`)) < newest),
+);
 for (const variant of stale) {
   await compile(variant);
   const { size } = statSync(join(target, `${variant.name}.wasm`));

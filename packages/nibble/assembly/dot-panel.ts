@@ -1,6 +1,6 @@
 /**
- * Integer GEMV over one panel (32 channels) of one segment: acc[32] += (codes . x) << shift. v1: a block of 32 k at a
- * time, quarter by quarter (a quarter is 4 channels x 4 k bytes), codes unpacked in registers.
+ * Integer GEMV over one panel (32 channels) of one segment. v2: a block of 32 k at a time, quarter by quarter (a quarter is
+ * 4 channels x 4 k bytes), codes unpacked in registers; groups are finished from registers.
  *
  * relaxed: `i16x8.relaxed_dot_i8x16_i7x16_s`, codes as the 7-bit operand, eight products of at most 2 * 15 * 128 per
  * 16-bit lane = 30720, then widened. 8-bit codes are two nibble planes. (The i32 form of the instruction is miscompiled
@@ -8,14 +8,8 @@
  * simd: `i32x4.dot_i16x8_s`. A 16-bit lane of packed codes holds the bytes of k and k + 1; after shift and mask lane pairs
  * are (k, k + 2) and (k + 1, k + 3), so x is prepared as 16-bit pairs in that order (`preparePairs`): no horizontal sums.
  */
-
-/** Bytes of prepared activations for `columns` columns (a multiple of 32). */
-// @ts-ignore: decorator
-@inline
-export function preparedBytes(columns: i32): usize {
-  if (ASC_FEATURE_RELAXED_SIMD) return 0;
-  return <usize>columns << 1;
-}
+import { rowScale, rowSum, rowZero } from "./activations";
+import { GROUP_BYTES, centered, finishQuarter, groupSize, groups, k, startOf } from "./weight";
 
 /** simd only: s8 codes -> i16 in the order k, k + 2, k + 1, k + 3 per four columns. */
 export function preparePairs(codes: usize, out: usize, columns: i32): void {
@@ -216,140 +210,184 @@ function simdQuarter1(w: usize, m: v128, x: usize): v128 {
   );
 }
 
-/** acc[32] (i32) += (codes . x) << shift over `blocks` blocks of 32 columns; x: s8 codes (relaxed) or prepared pairs. */
+/**
+ * All groups of one panel of one segment. x: s8 codes (relaxed) or prepared pairs (simd) of the row.
+ * `fused`: the segment is the whole code; y[32] gets the finished groups (weight.ts), `parameters` those of both halves.
+ * Else y is an array of i32 sums [group][32], to which (sums << shift) is added (`first`: which they become).
+ */
 // @ts-ignore: decorator
 @inline
-function dotPanel<W>(w: usize, x: usize, blocks: i32, acc: usize, shift: i32): void {
-  let s0 = i32x4.splat(0);
-  let s1 = s0;
-  let s2 = s0;
-  let s3 = s0;
-  let s4 = s0;
-  let s5 = s0;
-  let s6 = s0;
-  let s7 = s0;
+function panelGroups<W>(w: usize, x: usize, y: usize, fused: bool, shift: i32, first: bool, parameters: usize): void {
   const width = sizeof<W>() == 1 ? 1 : sizeof<W>() == 2 ? 2 : sizeof<W>() == 4 ? 4 : 8;
-  if (ASC_FEATURE_RELAXED_SIMD) {
-    const m = i8x16.splat(width == 1 ? 1 : width == 2 ? 3 : 15);
-    for (; blocks > 0; blocks--) {
-      const x0 = v128.load32_splat(x);
-      const x1 = v128.load32_splat(x, 4);
-      const x2 = v128.load32_splat(x, 8);
-      const x3 = v128.load32_splat(x, 12);
-      const x4 = v128.load32_splat(x, 16);
-      const x5 = v128.load32_splat(x, 20);
-      const x6 = v128.load32_splat(x, 24);
-      const x7 = v128.load32_splat(x, 28);
-      if (sizeof<W>() == 4) {
-        s0 = i32x4.add(s0, quarter4(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s1 = i32x4.add(s1, quarter4(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s2 = i32x4.add(s2, quarter4(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s3 = i32x4.add(s3, quarter4(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s4 = i32x4.add(s4, quarter4(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s5 = i32x4.add(s5, quarter4(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s6 = i32x4.add(s6, quarter4(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s7 = i32x4.add(s7, quarter4(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        w += 512;
-      } else if (sizeof<W>() == 8) {
-        s0 = i32x4.add(s0, quarter8(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s1 = i32x4.add(s1, quarter8(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s2 = i32x4.add(s2, quarter8(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s3 = i32x4.add(s3, quarter8(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s4 = i32x4.add(s4, quarter8(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s5 = i32x4.add(s5, quarter8(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s6 = i32x4.add(s6, quarter8(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s7 = i32x4.add(s7, quarter8(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        w += 1024;
-      } else if (sizeof<W>() == 2) {
-        s0 = i32x4.add(s0, quarter2(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s1 = i32x4.add(s1, quarter2(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s2 = i32x4.add(s2, quarter2(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s3 = i32x4.add(s3, quarter2(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s4 = i32x4.add(s4, quarter2(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s5 = i32x4.add(s5, quarter2(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s6 = i32x4.add(s6, quarter2(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s7 = i32x4.add(s7, quarter2(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        w += 256;
-      } else {
-        s0 = i32x4.add(s0, quarter1(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s1 = i32x4.add(s1, quarter1(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s2 = i32x4.add(s2, quarter1(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s3 = i32x4.add(s3, quarter1(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s4 = i32x4.add(s4, quarter1(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s5 = i32x4.add(s5, quarter1(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s6 = i32x4.add(s6, quarter1(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        s7 = i32x4.add(s7, quarter1(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-        w += 128;
+  let second = parameters + <usize>groups * GROUP_BYTES;
+  for (let g = 0; g < groups; g++) {
+    const sum = rowSum(0, g);
+    const za = rowZero(0, g);
+    let s0 = fused ? startOf(sum) : i32x4.splat(0);
+    let s1 = s0;
+    let s2 = s0;
+    let s3 = s0;
+    let s4 = s0;
+    let s5 = s0;
+    let s6 = s0;
+    let s7 = s0;
+    let blocks = (min<i32>(groupSize, k - g * groupSize) + 31) >> 5;
+    if (ASC_FEATURE_RELAXED_SIMD) {
+      const m = i8x16.splat(width == 1 ? 1 : width == 2 ? 3 : 15);
+      for (; blocks > 0; blocks--) {
+        const x0 = v128.load32_splat(x);
+        const x1 = v128.load32_splat(x, 4);
+        const x2 = v128.load32_splat(x, 8);
+        const x3 = v128.load32_splat(x, 12);
+        const x4 = v128.load32_splat(x, 16);
+        const x5 = v128.load32_splat(x, 20);
+        const x6 = v128.load32_splat(x, 24);
+        const x7 = v128.load32_splat(x, 28);
+        if (sizeof<W>() == 4) {
+          s0 = i32x4.add(s0, quarter4(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s1 = i32x4.add(s1, quarter4(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s2 = i32x4.add(s2, quarter4(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s3 = i32x4.add(s3, quarter4(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s4 = i32x4.add(s4, quarter4(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s5 = i32x4.add(s5, quarter4(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s6 = i32x4.add(s6, quarter4(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s7 = i32x4.add(s7, quarter4(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          w += 512;
+        } else if (sizeof<W>() == 8) {
+          s0 = i32x4.add(s0, quarter8(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s1 = i32x4.add(s1, quarter8(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s2 = i32x4.add(s2, quarter8(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s3 = i32x4.add(s3, quarter8(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s4 = i32x4.add(s4, quarter8(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s5 = i32x4.add(s5, quarter8(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s6 = i32x4.add(s6, quarter8(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s7 = i32x4.add(s7, quarter8(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          w += 1024;
+        } else if (sizeof<W>() == 2) {
+          s0 = i32x4.add(s0, quarter2(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s1 = i32x4.add(s1, quarter2(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s2 = i32x4.add(s2, quarter2(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s3 = i32x4.add(s3, quarter2(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s4 = i32x4.add(s4, quarter2(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s5 = i32x4.add(s5, quarter2(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s6 = i32x4.add(s6, quarter2(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s7 = i32x4.add(s7, quarter2(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          w += 256;
+        } else {
+          s0 = i32x4.add(s0, quarter1(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s1 = i32x4.add(s1, quarter1(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s2 = i32x4.add(s2, quarter1(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s3 = i32x4.add(s3, quarter1(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s4 = i32x4.add(s4, quarter1(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s5 = i32x4.add(s5, quarter1(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s6 = i32x4.add(s6, quarter1(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          s7 = i32x4.add(s7, quarter1(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
+          w += 128;
+        }
+        x += 32;
       }
-      x += 32;
+    } else {
+      const m = i16x8.splat(width == 1 ? 1 : width == 2 ? 3 : width == 4 ? 15 : 255);
+      for (; blocks > 0; blocks--) {
+        if (sizeof<W>() == 4) {
+          s0 = i32x4.add(s0, simdQuarter4(w, m, x));
+          s1 = i32x4.add(s1, simdQuarter4(w + 16, m, x));
+          s2 = i32x4.add(s2, simdQuarter4(w + 32, m, x));
+          s3 = i32x4.add(s3, simdQuarter4(w + 48, m, x));
+          s4 = i32x4.add(s4, simdQuarter4(w + 64, m, x));
+          s5 = i32x4.add(s5, simdQuarter4(w + 80, m, x));
+          s6 = i32x4.add(s6, simdQuarter4(w + 96, m, x));
+          s7 = i32x4.add(s7, simdQuarter4(w + 112, m, x));
+          w += 512;
+        } else if (sizeof<W>() == 8) {
+          s0 = i32x4.add(s0, simdQuarter8(w, m, x));
+          s1 = i32x4.add(s1, simdQuarter8(w + 16, m, x));
+          s2 = i32x4.add(s2, simdQuarter8(w + 32, m, x));
+          s3 = i32x4.add(s3, simdQuarter8(w + 48, m, x));
+          s4 = i32x4.add(s4, simdQuarter8(w + 64, m, x));
+          s5 = i32x4.add(s5, simdQuarter8(w + 80, m, x));
+          s6 = i32x4.add(s6, simdQuarter8(w + 96, m, x));
+          s7 = i32x4.add(s7, simdQuarter8(w + 112, m, x));
+          w += 1024;
+        } else if (sizeof<W>() == 2) {
+          s0 = i32x4.add(s0, simdQuarter2(w, m, x));
+          s1 = i32x4.add(s1, simdQuarter2(w + 16, m, x));
+          s2 = i32x4.add(s2, simdQuarter2(w + 32, m, x));
+          s3 = i32x4.add(s3, simdQuarter2(w + 48, m, x));
+          s4 = i32x4.add(s4, simdQuarter2(w + 64, m, x));
+          s5 = i32x4.add(s5, simdQuarter2(w + 80, m, x));
+          s6 = i32x4.add(s6, simdQuarter2(w + 96, m, x));
+          s7 = i32x4.add(s7, simdQuarter2(w + 112, m, x));
+          w += 256;
+        } else {
+          s0 = i32x4.add(s0, simdQuarter1(w, m, x));
+          s1 = i32x4.add(s1, simdQuarter1(w + 16, m, x));
+          s2 = i32x4.add(s2, simdQuarter1(w + 32, m, x));
+          s3 = i32x4.add(s3, simdQuarter1(w + 48, m, x));
+          s4 = i32x4.add(s4, simdQuarter1(w + 64, m, x));
+          s5 = i32x4.add(s5, simdQuarter1(w + 80, m, x));
+          s6 = i32x4.add(s6, simdQuarter1(w + 96, m, x));
+          s7 = i32x4.add(s7, simdQuarter1(w + 112, m, x));
+          w += 128;
+        }
+        x += 64;
+      }
     }
-  } else {
-    const m = i16x8.splat(width == 1 ? 1 : width == 2 ? 3 : width == 4 ? 15 : 255);
-    for (; blocks > 0; blocks--) {
-      if (sizeof<W>() == 4) {
-        s0 = i32x4.add(s0, simdQuarter4(w, m, x));
-        s1 = i32x4.add(s1, simdQuarter4(w + 16, m, x));
-        s2 = i32x4.add(s2, simdQuarter4(w + 32, m, x));
-        s3 = i32x4.add(s3, simdQuarter4(w + 48, m, x));
-        s4 = i32x4.add(s4, simdQuarter4(w + 64, m, x));
-        s5 = i32x4.add(s5, simdQuarter4(w + 80, m, x));
-        s6 = i32x4.add(s6, simdQuarter4(w + 96, m, x));
-        s7 = i32x4.add(s7, simdQuarter4(w + 112, m, x));
-        w += 512;
-      } else if (sizeof<W>() == 8) {
-        s0 = i32x4.add(s0, simdQuarter8(w, m, x));
-        s1 = i32x4.add(s1, simdQuarter8(w + 16, m, x));
-        s2 = i32x4.add(s2, simdQuarter8(w + 32, m, x));
-        s3 = i32x4.add(s3, simdQuarter8(w + 48, m, x));
-        s4 = i32x4.add(s4, simdQuarter8(w + 64, m, x));
-        s5 = i32x4.add(s5, simdQuarter8(w + 80, m, x));
-        s6 = i32x4.add(s6, simdQuarter8(w + 96, m, x));
-        s7 = i32x4.add(s7, simdQuarter8(w + 112, m, x));
-        w += 1024;
-      } else if (sizeof<W>() == 2) {
-        s0 = i32x4.add(s0, simdQuarter2(w, m, x));
-        s1 = i32x4.add(s1, simdQuarter2(w + 16, m, x));
-        s2 = i32x4.add(s2, simdQuarter2(w + 32, m, x));
-        s3 = i32x4.add(s3, simdQuarter2(w + 48, m, x));
-        s4 = i32x4.add(s4, simdQuarter2(w + 64, m, x));
-        s5 = i32x4.add(s5, simdQuarter2(w + 80, m, x));
-        s6 = i32x4.add(s6, simdQuarter2(w + 96, m, x));
-        s7 = i32x4.add(s7, simdQuarter2(w + 112, m, x));
-        w += 256;
-      } else {
-        s0 = i32x4.add(s0, simdQuarter1(w, m, x));
-        s1 = i32x4.add(s1, simdQuarter1(w + 16, m, x));
-        s2 = i32x4.add(s2, simdQuarter1(w + 32, m, x));
-        s3 = i32x4.add(s3, simdQuarter1(w + 48, m, x));
-        s4 = i32x4.add(s4, simdQuarter1(w + 64, m, x));
-        s5 = i32x4.add(s5, simdQuarter1(w + 80, m, x));
-        s6 = i32x4.add(s6, simdQuarter1(w + 96, m, x));
-        s7 = i32x4.add(s7, simdQuarter1(w + 112, m, x));
-        w += 128;
-      }
-      x += 64;
+    if (fused) {
+      const scale = f32x4.splat(rowScale(0, g));
+      const total = i32x4.splat(centered(sum, za, g));
+      const zero = i32x4.splat(za);
+      const begin = g == 0;
+      finishQuarter(s0, parameters + 0, scale, total, zero, y + 0, begin);
+      finishQuarter(s1, parameters + 16, scale, total, zero, y + 16, begin);
+      finishQuarter(s2, parameters + 32, scale, total, zero, y + 32, begin);
+      finishQuarter(s3, parameters + 48, scale, total, zero, y + 48, begin);
+      finishQuarter(s4, second + 0, scale, total, zero, y + 64, begin);
+      finishQuarter(s5, second + 16, scale, total, zero, y + 80, begin);
+      finishQuarter(s6, second + 32, scale, total, zero, y + 96, begin);
+      finishQuarter(s7, second + 48, scale, total, zero, y + 112, begin);
+      parameters += GROUP_BYTES;
+      second += GROUP_BYTES;
+    } else {
+      keep(y + 0, s0, shift, first);
+      keep(y + 16, s1, shift, first);
+      keep(y + 32, s2, shift, first);
+      keep(y + 48, s3, shift, first);
+      keep(y + 64, s4, shift, first);
+      keep(y + 80, s5, shift, first);
+      keep(y + 96, s6, shift, first);
+      keep(y + 112, s7, shift, first);
+      y += 128;
     }
   }
-  v128.store(acc, i32x4.add(v128.load(acc), i32x4.shl(s0, shift)));
-  v128.store(acc, i32x4.add(v128.load(acc, 16), i32x4.shl(s1, shift)), 16);
-  v128.store(acc, i32x4.add(v128.load(acc, 32), i32x4.shl(s2, shift)), 32);
-  v128.store(acc, i32x4.add(v128.load(acc, 48), i32x4.shl(s3, shift)), 48);
-  v128.store(acc, i32x4.add(v128.load(acc, 64), i32x4.shl(s4, shift)), 64);
-  v128.store(acc, i32x4.add(v128.load(acc, 80), i32x4.shl(s5, shift)), 80);
-  v128.store(acc, i32x4.add(v128.load(acc, 96), i32x4.shl(s6, shift)), 96);
-  v128.store(acc, i32x4.add(v128.load(acc, 112), i32x4.shl(s7, shift)), 112);
+}
+
+// @ts-ignore: decorator
+@inline
+function keep(acc: usize, sums: v128, shift: i32, first: bool): void {
+  const value = i32x4.shl(sums, shift);
+  v128.store(acc, first ? value : i32x4.add(v128.load(acc), value));
 }
 
 // The type argument stands for the width of the segment: sizeof 8, 4, 2, 1.
-export function dotPanel8(w: usize, x: usize, blocks: i32, acc: usize, shift: i32): void {
-  dotPanel<i64>(w, x, blocks, acc, shift);
+export function panel8(w: usize, x: usize, y: usize, parameters: usize): void {
+  panelGroups<i64>(w, x, y, true, 0, true, parameters);
 }
-export function dotPanel4(w: usize, x: usize, blocks: i32, acc: usize, shift: i32): void {
-  dotPanel<i32>(w, x, blocks, acc, shift);
+export function panel4(w: usize, x: usize, y: usize, parameters: usize): void {
+  panelGroups<i32>(w, x, y, true, 0, true, parameters);
 }
-export function dotPanel2(w: usize, x: usize, blocks: i32, acc: usize, shift: i32): void {
-  dotPanel<i16>(w, x, blocks, acc, shift);
+export function panel2(w: usize, x: usize, y: usize, parameters: usize): void {
+  panelGroups<i16>(w, x, y, true, 0, true, parameters);
 }
-export function dotPanel1(w: usize, x: usize, blocks: i32, acc: usize, shift: i32): void {
-  dotPanel<i8>(w, x, blocks, acc, shift);
+export function panel1(w: usize, x: usize, y: usize, parameters: usize): void {
+  panelGroups<i8>(w, x, y, true, 0, true, parameters);
+}
+export function part4(w: usize, x: usize, acc: usize): void {
+  panelGroups<i32>(w, x, acc, false, 0, true, 0);
+}
+export function part2(w: usize, x: usize, acc: usize, shift: i32, first: bool): void {
+  panelGroups<i16>(w, x, acc, false, shift, first, 0);
+}
+export function part1(w: usize, x: usize, acc: usize, shift: i32): void {
+  panelGroups<i8>(w, x, acc, false, shift, false, 0);
 }

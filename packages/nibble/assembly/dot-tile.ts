@@ -6,7 +6,10 @@
  * of at most maxCode * 128 per four columns, which bounds how many may be summed before widening (`safeSteps`).
  * simd panel: [kPad / 4][2 pairs][16 channels][2 k] 16-bit, pairs (k, k + 2) and (k + 1, k + 3), as in dot-panel.ts.
  */
-import { bits, kPad, seg1, seg2, seg4, seg8, shift1, shift2 } from "./weight";
+import { rowScale, rowSum, rowZero } from "./activations";
+import {
+  GROUP_BYTES, bits, centered, finishQuarter, groupSize, groups, k, kPad, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
+} from "./weight";
 
 /** Bytes of the unpacked form of four columns of 16 channels. */
 // @ts-ignore: decorator
@@ -230,7 +233,239 @@ export function tile2(
   addTo(acc1 + 48, t3, shift);
 }
 
-/** Width of the codes the tile sees at once: nibbles of 8-bit codes in the relaxed binary. */
-export function tileBits(): i32 {
-  return ASC_FEATURE_RELAXED_SIMD && seg8 != 0 ? 4 : bits;
+/** All groups of a half-panel for two rows m and m + 1: y (16 f32 each) from prepared activations and group parameters. */
+export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize): void {
+  const highPlane = ASC_FEATURE_RELAXED_SIMD && seg8 != 0;
+  const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD && seg8 != 0 ? 4 : bits);
+  for (let g = 0; g < groups; g++) {
+    const from = g * groupSize;
+    const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
+    const skip = ASC_FEATURE_RELAXED_SIMD ? <usize>from : (<usize>from) << 1;
+    const begin = panel + ((<usize>from) >> 2) * quadBytes();
+    const sum0 = rowSum(m, g);
+    const start0 = startOf(sum0);
+    let s0 = i32x4.splat(0);
+    let s1 = i32x4.splat(0);
+    let s2 = i32x4.splat(0);
+    let s3 = i32x4.splat(0);
+    const sum1 = rowSum(m + 1, g);
+    const start1 = startOf(sum1);
+    let t0 = i32x4.splat(0);
+    let t1 = i32x4.splat(0);
+    let t2 = i32x4.splat(0);
+    let t3 = i32x4.splat(0);
+    // 8-bit codes, relaxed: the high nibbles first, shifted when the low ones follow.
+    for (let plane = highPlane ? 1 : 0; plane >= 0; plane--) {
+      let w = begin + (plane == 0 ? 0 : (<usize>kPad) << 4);
+      let p0 = x0 + skip;
+      let p1 = x1 + skip;
+      if (ASC_FEATURE_RELAXED_SIMD) {
+        let steps = columns >> 2;
+        while (steps > 0) {
+          let count = min<i32>(safe, steps);
+          steps -= count;
+          let x = v128.load32_splat(p0);
+          let y = v128.load32_splat(p1);
+          let c = v128.load(w);
+          let a0 = dot8(x, c);
+          let b0 = dot8(y, c);
+          c = v128.load(w, 16);
+          let a1 = dot8(x, c);
+          let b1 = dot8(y, c);
+          c = v128.load(w, 32);
+          let a2 = dot8(x, c);
+          let b2 = dot8(y, c);
+          c = v128.load(w, 48);
+          let a3 = dot8(x, c);
+          let b3 = dot8(y, c);
+          p0 += 4;
+          p1 += 4;
+          w += 64;
+          while (--count > 0) {
+            x = v128.load32_splat(p0);
+            y = v128.load32_splat(p1);
+            c = v128.load(w);
+            a0 = i16x8.add(a0, dot8(x, c));
+            b0 = i16x8.add(b0, dot8(y, c));
+            c = v128.load(w, 16);
+            a1 = i16x8.add(a1, dot8(x, c));
+            b1 = i16x8.add(b1, dot8(y, c));
+            c = v128.load(w, 32);
+            a2 = i16x8.add(a2, dot8(x, c));
+            b2 = i16x8.add(b2, dot8(y, c));
+            c = v128.load(w, 48);
+            a3 = i16x8.add(a3, dot8(x, c));
+            b3 = i16x8.add(b3, dot8(y, c));
+            p0 += 4;
+            p1 += 4;
+            w += 64;
+          }
+          s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
+          s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
+          s2 = i32x4.add(s2, i32x4.extadd_pairwise_i16x8_s(a2));
+          s3 = i32x4.add(s3, i32x4.extadd_pairwise_i16x8_s(a3));
+          t0 = i32x4.add(t0, i32x4.extadd_pairwise_i16x8_s(b0));
+          t1 = i32x4.add(t1, i32x4.extadd_pairwise_i16x8_s(b1));
+          t2 = i32x4.add(t2, i32x4.extadd_pairwise_i16x8_s(b2));
+          t3 = i32x4.add(t3, i32x4.extadd_pairwise_i16x8_s(b3));
+        }
+      } else {
+        for (let steps = columns >> 2; steps > 0; steps--) {
+          let x = v128.load32_splat(p0);
+          let y = v128.load32_splat(p1);
+          let c = v128.load(w);
+          s0 = i32x4.add(s0, i32x4.dot_i16x8_s(c, x));
+          t0 = i32x4.add(t0, i32x4.dot_i16x8_s(c, y));
+          c = v128.load(w, 16);
+          s1 = i32x4.add(s1, i32x4.dot_i16x8_s(c, x));
+          t1 = i32x4.add(t1, i32x4.dot_i16x8_s(c, y));
+          c = v128.load(w, 32);
+          s2 = i32x4.add(s2, i32x4.dot_i16x8_s(c, x));
+          t2 = i32x4.add(t2, i32x4.dot_i16x8_s(c, y));
+          c = v128.load(w, 48);
+          s3 = i32x4.add(s3, i32x4.dot_i16x8_s(c, x));
+          t3 = i32x4.add(t3, i32x4.dot_i16x8_s(c, y));
+          x = v128.load32_splat(p0, 4);
+          y = v128.load32_splat(p1, 4);
+          c = v128.load(w, 64);
+          s0 = i32x4.add(s0, i32x4.dot_i16x8_s(c, x));
+          t0 = i32x4.add(t0, i32x4.dot_i16x8_s(c, y));
+          c = v128.load(w, 80);
+          s1 = i32x4.add(s1, i32x4.dot_i16x8_s(c, x));
+          t1 = i32x4.add(t1, i32x4.dot_i16x8_s(c, y));
+          c = v128.load(w, 96);
+          s2 = i32x4.add(s2, i32x4.dot_i16x8_s(c, x));
+          t2 = i32x4.add(t2, i32x4.dot_i16x8_s(c, y));
+          c = v128.load(w, 112);
+          s3 = i32x4.add(s3, i32x4.dot_i16x8_s(c, x));
+          t3 = i32x4.add(t3, i32x4.dot_i16x8_s(c, y));
+          p0 += 8;
+          p1 += 8;
+          w += 128;
+        }
+      }
+      if (plane == 1) {
+        s0 = i32x4.shl(s0, 4);
+        s1 = i32x4.shl(s1, 4);
+        s2 = i32x4.shl(s2, 4);
+        s3 = i32x4.shl(s3, 4);
+        t0 = i32x4.shl(t0, 4);
+        t1 = i32x4.shl(t1, 4);
+        t2 = i32x4.shl(t2, 4);
+        t3 = i32x4.shl(t3, 4);
+      }
+    }
+    const first = g == 0;
+    const za0 = rowZero(m, g);
+    const scale0 = f32x4.splat(rowScale(m, g));
+    const total0 = i32x4.splat(centered(sum0, za0, g));
+    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first);
+    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first);
+    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first);
+    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first);
+    const za1 = rowZero(m + 1, g);
+    const scale1 = f32x4.splat(rowScale(m + 1, g));
+    const total1 = i32x4.splat(centered(sum1, za1, g));
+    finishQuarter(i32x4.add(t0, start1), parameters + 0, scale1, total1, i32x4.splat(za1), y1 + 0, first);
+    finishQuarter(i32x4.add(t1, start1), parameters + 16, scale1, total1, i32x4.splat(za1), y1 + 16, first);
+    finishQuarter(i32x4.add(t2, start1), parameters + 32, scale1, total1, i32x4.splat(za1), y1 + 32, first);
+    finishQuarter(i32x4.add(t3, start1), parameters + 48, scale1, total1, i32x4.splat(za1), y1 + 48, first);
+    parameters += GROUP_BYTES;
+  }
+}
+
+/** All groups of a half-panel for one row: y (16 f32 each) from prepared activations and group parameters. */
+export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, parameters: usize): void {
+  const highPlane = ASC_FEATURE_RELAXED_SIMD && seg8 != 0;
+  const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD && seg8 != 0 ? 4 : bits);
+  for (let g = 0; g < groups; g++) {
+    const from = g * groupSize;
+    const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
+    const skip = ASC_FEATURE_RELAXED_SIMD ? <usize>from : (<usize>from) << 1;
+    const begin = panel + ((<usize>from) >> 2) * quadBytes();
+    const sum0 = rowSum(m, g);
+    const start0 = startOf(sum0);
+    let s0 = i32x4.splat(0);
+    let s1 = i32x4.splat(0);
+    let s2 = i32x4.splat(0);
+    let s3 = i32x4.splat(0);
+    // 8-bit codes, relaxed: the high nibbles first, shifted when the low ones follow.
+    for (let plane = highPlane ? 1 : 0; plane >= 0; plane--) {
+      let w = begin + (plane == 0 ? 0 : (<usize>kPad) << 4);
+      let p0 = x0 + skip;
+      if (ASC_FEATURE_RELAXED_SIMD) {
+        let steps = columns >> 2;
+        while (steps > 0) {
+          let count = min<i32>(safe, steps);
+          steps -= count;
+          let x = v128.load32_splat(p0);
+          let c = v128.load(w);
+          let a0 = dot8(x, c);
+          c = v128.load(w, 16);
+          let a1 = dot8(x, c);
+          c = v128.load(w, 32);
+          let a2 = dot8(x, c);
+          c = v128.load(w, 48);
+          let a3 = dot8(x, c);
+          p0 += 4;
+          w += 64;
+          while (--count > 0) {
+            x = v128.load32_splat(p0);
+            c = v128.load(w);
+            a0 = i16x8.add(a0, dot8(x, c));
+            c = v128.load(w, 16);
+            a1 = i16x8.add(a1, dot8(x, c));
+            c = v128.load(w, 32);
+            a2 = i16x8.add(a2, dot8(x, c));
+            c = v128.load(w, 48);
+            a3 = i16x8.add(a3, dot8(x, c));
+            p0 += 4;
+            w += 64;
+          }
+          s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
+          s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
+          s2 = i32x4.add(s2, i32x4.extadd_pairwise_i16x8_s(a2));
+          s3 = i32x4.add(s3, i32x4.extadd_pairwise_i16x8_s(a3));
+        }
+      } else {
+        for (let steps = columns >> 2; steps > 0; steps--) {
+          let x = v128.load32_splat(p0);
+          let c = v128.load(w);
+          s0 = i32x4.add(s0, i32x4.dot_i16x8_s(c, x));
+          c = v128.load(w, 16);
+          s1 = i32x4.add(s1, i32x4.dot_i16x8_s(c, x));
+          c = v128.load(w, 32);
+          s2 = i32x4.add(s2, i32x4.dot_i16x8_s(c, x));
+          c = v128.load(w, 48);
+          s3 = i32x4.add(s3, i32x4.dot_i16x8_s(c, x));
+          x = v128.load32_splat(p0, 4);
+          c = v128.load(w, 64);
+          s0 = i32x4.add(s0, i32x4.dot_i16x8_s(c, x));
+          c = v128.load(w, 80);
+          s1 = i32x4.add(s1, i32x4.dot_i16x8_s(c, x));
+          c = v128.load(w, 96);
+          s2 = i32x4.add(s2, i32x4.dot_i16x8_s(c, x));
+          c = v128.load(w, 112);
+          s3 = i32x4.add(s3, i32x4.dot_i16x8_s(c, x));
+          p0 += 8;
+          w += 128;
+        }
+      }
+      if (plane == 1) {
+        s0 = i32x4.shl(s0, 4);
+        s1 = i32x4.shl(s1, 4);
+        s2 = i32x4.shl(s2, 4);
+        s3 = i32x4.shl(s3, 4);
+      }
+    }
+    const first = g == 0;
+    const za0 = rowZero(m, g);
+    const scale0 = f32x4.splat(rowScale(m, g));
+    const total0 = i32x4.splat(centered(sum0, za0, g));
+    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first);
+    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first);
+    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first);
+    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first);
+    parameters += GROUP_BYTES;
+  }
 }

@@ -3,7 +3,7 @@
  * group scale and zero point (linearInt), bias, epilogue. Kept in globals of this instance: one descriptor at a time.
  */
 import { rowAt } from "./elementwise";
-import { loadHalf4, silu4 } from "./math";
+import { loadFiniteHalf4, silu4 } from "./math";
 import {
   EPILOGUE_ADD, EPILOGUE_SWIGLU, H_WEIGHTS_START, KIND_BF16, SCALAR_F16, WEIGHT_WORDS,
   W_BIAS_AT, W_BITS, W_CODE_SUM_AT, W_DENSE_AT, W_GROUPS, W_GROUP_SIZE, W_K, W_KIND, W_K_PAD, W_N,
@@ -107,7 +107,7 @@ export function openTarget(at: usize, ld: i32, how: i32): void {
 @inline
 export function groupValues4(base: usize, half: bool, p: i32, g: i32, channel: i32): v128 {
   const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
-  return half ? loadHalf4(base + (index << 1)) : v128.load(base + (index << 2));
+  return half ? loadFiniteHalf4(base + (index << 1)) : v128.load(base + (index << 2));
 }
 
 /** Four zero points as f32, whatever their kind. */
@@ -125,37 +125,81 @@ function intZeros4(p: i32, g: i32, channel: i32): v128 {
   return i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(zeroAt + index)));
 }
 
-/**
- * linearInt: y (16 f32) of one row from the 16 integer sums of group g, half `half` of panel p.
- * sx, sum, za: the row's scale, code sum and zero point of this group; asymmetric: za counts.
- */
-export function finishGroup(
-  acc: usize, y: usize, p: i32, half: i32, g: i32, sx: f32, sum: i32, asymmetric: bool, za: i32,
-): void {
-  const sx4 = f32x4.splat(sx);
-  const sum4 = i32x4.splat(asymmetric ? sum - za * min<i32>(groupSize, k - g * groupSize) : sum);
-  for (let q = 0; q < 4; q++) {
-    const at = <usize>q << 4;
-    const channel = (half << 4) + (q << 2);
-    let d = v128.load(acc + at);
-    const s = f32x4.mul(sx4, groupValues4(scaleAt, scaleHalf, p, g, channel));
-    let value: v128;
-    if (asymmetric) {
-      // acc - za * codeSum, against the sum of x - za that the caller's `sum` stands for.
-      const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
-      d = i32x4.sub(d, i32x4.mul(i32x4.splat(za), v128.load(codeSumAt + (index << 2))));
+// ---- linearInt: from integer sums to outputs ------------------------------------------------------------------------
+
+/** Bytes of the parameters of one group of 16 channels: scales (f32), zero points (i32 or f32), code sums (i32). */
+export const GROUP_BYTES: usize = 192;
+
+/** Const integer zero and symmetric activations: the whole correction is a start value of the sums. */
+export let plain: bool = false;
+let asymmetric: bool = false;
+let floatZero: bool = false;
+/** -z of a plain weight. */
+let minusZero: i32 = 0;
+
+/** Decides how the groups of the open weight are finished. */
+export function openGroups(asymmetricActivations: bool): void {
+  asymmetric = asymmetricActivations;
+  floatZero = zeroKind == ZERO_FLOAT;
+  plain = zeroKind == ZERO_CONST && !asymmetric;
+  minusZero = plain ? -(<i32>zeroConst) : 0;
+}
+
+/** Unpacks the parameters of all groups of one half-panel to `out`, GROUP_BYTES a group. */
+export function prepareGroups(p: i32, half: i32, out: usize): void {
+  for (let g = 0; g < groups; g++) {
+    for (let q = 0; q < 4; q++) {
+      const channel = (half << 4) + (q << 2);
+      const to = out + (<usize>q << 4);
+      v128.store(to, groupValues4(scaleAt, scaleHalf, p, g, channel));
+      if (plain) continue;
+      if (floatZero) v128.store(to, zeros4(p, g, channel), 64);
+      else v128.store(to, zeroKind == ZERO_INT ? intZeros4(p, g, channel) : i32x4.splat(<i32>zeroConst), 64);
+      if (asymmetric) {
+        const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
+        v128.store(to, v128.load(codeSumAt + (index << 2)), 128);
+      }
     }
-    if (zeroKind == ZERO_FLOAT) {
-      const z = zeros4(p, g, channel);
-      value = f32x4.sub(f32x4.convert_i32x4_s(d), f32x4.mul(z, f32x4.convert_i32x4_s(sum4)));
-    } else {
-      const z = zeroKind == ZERO_INT ? intZeros4(p, g, channel) : i32x4.splat(<i32>zeroConst);
-      value = f32x4.convert_i32x4_s(i32x4.sub(d, i32x4.mul(z, sum4)));
-    }
-    value = f32x4.mul(value, s);
-    if (g != 0) value = f32x4.add(v128.load(y + at), value);
-    v128.store(y + at, value);
+    out += GROUP_BYTES;
   }
+}
+
+/** What the integer sums of a group start from, given the row's code sum. */
+// @ts-ignore: decorator
+@inline
+export function startOf(sum: i32): v128 {
+  return i32x4.splat(minusZero * sum);
+}
+
+/** The row's code sum less its zero points: what weight zero points are multiplied with. */
+// @ts-ignore: decorator
+@inline
+export function centered(sum: i32, za: i32, g: i32): i32 {
+  return asymmetric ? sum - za * min<i32>(groupSize, k - g * groupSize) : sum;
+}
+
+/**
+ * y (4 f32) of one row and group from its integer sums. parameters: the quarter's place in the group's parameters; scale,
+ * sum, za: the row's, splat (sum centered). `first` overwrites y.
+ */
+// @ts-ignore: decorator
+@inline
+export function finishQuarter(
+  acc: v128, parameters: usize, scale: v128, sum: v128, za: v128, y: usize, first: bool,
+): void {
+  let value: v128;
+  if (plain) {
+    value = f32x4.convert_i32x4_s(acc);
+  } else {
+    if (asymmetric) acc = i32x4.sub(acc, i32x4.mul(za, v128.load(parameters, 128)));
+    const zero = v128.load(parameters, 64);
+    value = floatZero
+      ? f32x4.sub(f32x4.convert_i32x4_s(acc), f32x4.mul(zero, f32x4.convert_i32x4_s(sum)))
+      : f32x4.convert_i32x4_s(i32x4.sub(acc, i32x4.mul(zero, sum)));
+  }
+  value = f32x4.mul(value, f32x4.mul(scale, v128.load(parameters)));
+  if (!first) value = f32x4.add(v128.load(y), value);
+  v128.store(y, value);
 }
 
 /** Bias and epilogue of 16 finished outputs of row m. A swiglu half 0 waits in dst for its other half. */
