@@ -26,10 +26,12 @@ export const inspect = defineVerb({
       result: report,
       text: [
         table(
-          Object.entries(report.facts).map(([key, value]) => [
-            key,
-            typeof value === "object" ? JSON.stringify(value) : String(value),
-          ]),
+          Object.entries(report.facts)
+            .filter(([key]) => key !== "recipe") // long: --json has it
+            .map(([key, value]) => [
+              key,
+              typeof value === "object" ? JSON.stringify(value) : String(value),
+            ]),
         ),
         "",
         table([
