@@ -65,6 +65,13 @@ describe.each(Object.entries(MODELS))("%s: logits stay equal within 1e-4", (_, c
   });
 });
 
+it("a hidden size without a Hadamard matrix is rotated in blocks", async () => {
+  const config = { hiddenSize: 100, tieWordEmbeddings: true };
+  for (const tied of ["untie", "dense-edge"]) {
+    expect(await difference(config, { blockSize: 4, tied })).toBeLessThan(EXACT);
+  }
+});
+
 describe("what is left in the model", () => {
   const tied = { ...NINE_HEADS, tieWordEmbeddings: true };
 
@@ -169,6 +176,12 @@ describe("refusals say what to do", () => {
     ["block", {}, { blockSize: 16 }, /does not divide 40/],
     ["random", { tieWordEmbeddings: true }, { mode: "random" }, /random rotation/],
     ["centre", { tieWordEmbeddings: true }, { centerEmbeddings: true }, /tied head/],
+    [
+      "online blocks",
+      { tieWordEmbeddings: true, hiddenSize: 100 },
+      { rotations: ["R1"], blockSize: 4 },
+      /cannot be undone online/,
+    ],
     ["head size", { headDim: 12 }, {}, /power of two/],
   ])("%s", async (_, config, options, message) => {
     await expect(rotate(tinyModel(config), options)).rejects.toThrow(message);

@@ -81,9 +81,15 @@ async function rotateStream(model: Model, o: QuarotOptions, rng: Philox): Promis
     { op: "hadamard", order },
   ];
   const online = tied && o.tied === "online-edge";
+  if (online && order.n !== d) {
+    throw refuse(
+      `hidden size ${d} has no Hadamard matrix, so its rotation cannot be undone online`,
+      "Use tied: untie or dense-edge.",
+    );
+  }
   rotateResidual(model, maps, !online);
   if (online) {
-    const edge = { op: "edge", size: order.n, signs } as const;
+    const edge = { op: "edge", size: d, signs } as const;
     model.transforms.push({ ...edge, site: "embed_out" });
     model.transforms.push({ ...edge, site: "head_in", gain: finalGain });
   } else if (tied) model.transforms.push(denseEdge(d, finalGain, maps));
