@@ -6,6 +6,9 @@ import { readdir, readFile, stat } from "node:fs/promises";
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { ModelError } from "../core/errors.js";
+import { nibbleHome } from "../core/home.js";
+
+export { nibbleHome };
 
 /** Environment variables; process.env fits. */
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -13,11 +16,6 @@ export type Environment = Readonly<Record<string, string | undefined>>;
 /** A variable that is set to something. */
 function variable(env: Environment, name: string): string | undefined {
   return env[name] || undefined;
-}
-
-/** NIBBLE_HOME: models fetched otherwise than from the hub, resume state, prepared artifacts. */
-export function nibbleHome(env: Environment = process.env): string {
-  return resolve(variable(env, "NIBBLE_HOME") ?? join(homedir(), ".cache", "nibble"));
 }
 
 /** Folders that hold models by name, in the order they are searched. */

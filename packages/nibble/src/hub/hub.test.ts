@@ -17,6 +17,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FormatError, InterruptedError, ModelError } from "../core/errors.js";
+import { nibbleHome } from "../core/home.js";
 import type { ProgressEvent } from "../core/progress.js";
 import {
   cachedModel,
@@ -24,7 +25,6 @@ import {
   hubCache,
   modelFolders,
   modelInFolder,
-  nibbleHome,
   repoFolder,
 } from "./cache.js";
 import { downloadModel, UNREACHABLE } from "./download.js";

@@ -6,15 +6,9 @@ import { stat } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, isAbsolute, join } from "node:path";
 import { ModelError, nearestName } from "../core/errors.js";
+import { nibbleHome } from "../core/home.js";
 import type { OnProgress } from "../core/progress.js";
-import {
-  cachedModel,
-  type Environment,
-  exists,
-  modelFolders,
-  modelInFolder,
-  nibbleHome,
-} from "./cache.js";
+import { cachedModel, type Environment, exists, modelFolders, modelInFolder } from "./cache.js";
 import { downloadModel, UNREACHABLE } from "./download.js";
 import { modelFromWheel, type WheelModel, type WheelOptions } from "./wheel.js";
 
