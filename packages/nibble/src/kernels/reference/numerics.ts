@@ -9,6 +9,7 @@ export function rne(x: number): number {
   return x + 6755399441055744 - 6755399441055744;
 }
 
+// biome-ignore lint/suspicious/noApproximativeNumericConstant: the contract names this literal
 const LOG2E = f(1.44269504);
 const LN2_HIGH = f(0.693359375);
 const LN2_LOW = f(-2.1219444e-4);
@@ -24,7 +25,7 @@ const POW2 = Float32Array.from({ length: 254 }, (_, i) => 2 ** (i - 126));
 /** e^x of an f32: 0 below -87, e^88 above 88. Relative error about 2e-7. */
 export function exp(x: number): number {
   if (x < -87) return 0;
-  const v = x > 88 ? 88 : x;
+  const v = Math.min(x, 88);
   const n = rne(f(v * LOG2E));
   const r = f(f(v - f(n * LN2_HIGH)) - f(n * LN2_LOW));
   let p = f(f(P0 * r) + P1);

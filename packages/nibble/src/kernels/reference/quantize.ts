@@ -9,8 +9,7 @@ const f = Math.fround;
 /** Scales below the smallest normal f32 become 1: their reciprocal would overflow. */
 const MIN_SCALE = 2 ** -126;
 
-export const clamp = (x: number, low: number, high: number) =>
-  x < low ? low : x > high ? high : x;
+export const clamp = (x: number, low: number, high: number) => Math.max(low, Math.min(x, high));
 
 export interface RowQuantizer {
   scale: number;
