@@ -111,8 +111,3 @@ export function bf16ToF32(bits: number): number {
   bitsView[0] = bits << 16;
   return floatView[0];
 }
-
-/** Nearest f32 of an f16 rounding of `value`. */
-export function roundF16(value: number): number {
-  return f16ToF32(f32ToF16(value));
-}
