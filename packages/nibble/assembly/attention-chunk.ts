@@ -7,7 +7,7 @@ import {
 } from "./cache";
 import { operand, operandF, place, scratch } from "./control";
 import { preparePairs } from "./dot-panel";
-import { quadBytes, safeSteps, tile2, unpackKeys } from "./dot-tile";
+import { safeSteps, tile1, tile2, unpackKeys } from "./dot-tile";
 import { rowAt } from "./elementwise";
 import { floatTile2 } from "./gemm-float";
 import { exp4, fold16, loadHalf4 } from "./math";
@@ -54,6 +54,12 @@ export let chunkAcc: usize = 0;
 let prepared: usize = 0;
 let panel: usize = 0;
 let tile: usize = 0;
+/** Per query: address of its vector (u32), scale, scaled sum (f32); first and last visible slot of the chunk (i32). */
+let vectors: usize = 0;
+let queryScales: usize = 0;
+let querySums: usize = 0;
+let firsts: usize = 0;
+let lasts: usize = 0;
 
 /** Queries of a block: their scores and sums stay within about 200 KiB. */
 export function queryLimit(dim: i32): i32 {
@@ -81,7 +87,12 @@ export function openBlock(instruction: usize, first: i32, end: i32, head: i32, h
   chunkMax = tile + 128;
   chunkSum = chunkMax + 128;
   zeroSum = chunkSum + 128;
-  scores = zeroSum + 128;
+  vectors = zeroSum + 128;
+  queryScales = vectors + 128;
+  querySums = queryScales + 128;
+  firsts = querySums + 128;
+  lasts = firsts + 128;
+  scores = lasts + 128;
   chunkAcc = scores + count * 512;
   prepared = chunkAcc + count * accStride;
   // Half-panels of keys and pages of values use the same place one after the other.
@@ -96,35 +107,46 @@ function queryIndex(q: i32): i32 {
   return (m0 + q / headsInBlock) * operand(pc, ATTENTION_HEADS) + h0 + (q % headsInBlock);
 }
 
+/** lane16 sum of an f32 query (headDim is a multiple of 8). */
+function laneSum(x: usize): f32 {
+  let a = f32x4.splat(0);
+  let b = a;
+  let c = a;
+  let d = a;
+  for (let i = 0; i < headDim; i += 16) {
+    const p = x + ((<usize>i) << 2);
+    a = f32x4.add(a, v128.load(p));
+    b = f32x4.add(b, v128.load(p, 16));
+    if (i + 8 < headDim) {
+      c = f32x4.add(c, v128.load(p, 32));
+      d = f32x4.add(d, v128.load(p, 48));
+    }
+  }
+  return fold16(a, b, c, d);
+}
+
 /** Brings the queries of the block into the form the scores are computed from. */
 export function prepareQueries(): void {
   const at = place(pc, ATTENTION_QUERY_AT);
-  if (queryBits() == 32) {
-    // The sum of an f32 query, in front of its zero points, is kept beside it.
-    if (!isInt(codecOf(true))) return;
-    for (let q = 0; q < blockQueries; q++) {
-      const x = rowAt(at, queryIndex(q), headDim);
-      let a = f32x4.splat(0);
-      let b = a;
-      let c = a;
-      let d = a;
-      for (let i = 0; i < headDim; i += 16) {
-        const p = x + ((<usize>i) << 2);
-        a = f32x4.add(a, v128.load(p));
-        b = f32x4.add(b, v128.load(p, 16));
-        if (i + 8 < headDim) {
-          c = f32x4.add(c, v128.load(p, 32));
-          d = f32x4.add(d, v128.load(p, 48));
-        }
-      }
-      store<f32>(prepared + ((<usize>q) << 2), fold16(a, b, c, d));
-    }
-    return;
-  }
-  if (ASC_FEATURE_RELAXED_SIMD) return;
+  const int8 = queryBits() == 8;
   for (let q = 0; q < blockQueries; q++) {
-    const x = at + <usize>queryIndex(q) * <usize>headDim;
-    preparePairs(x, prepared + <usize>q * (accStride >> 1), headDim);
+    const index = queryIndex(q);
+    const word = (<usize>q) << 2;
+    let x = int8 ? at + <usize>index * <usize>headDim : rowAt(at, index, headDim);
+    if (int8) {
+      const scale = load<f32>(place(pc, ATTENTION_QUERY_SCALE_AT) + ((<usize>index) << 2));
+      const sum = <f32>load<i32>(place(pc, ATTENTION_QUERY_SUM_AT) + ((<usize>index) << 2));
+      store<f32>(queryScales + word, scale);
+      store<f32>(querySums + word, scale * sum);
+      if (!ASC_FEATURE_RELAXED_SIMD) {
+        const pairs = prepared + <usize>q * (accStride >> 1);
+        preparePairs(x, pairs, headDim);
+        x = pairs;
+      }
+    } else if (isInt(codecOf(true))) {
+      store<f32>(querySums + word, laneSum(x));
+    }
+    store<u32>(vectors + word, <u32>x);
   }
 }
 
@@ -181,6 +203,11 @@ export function loadPages(chunk: i32): bool {
     if (firstSeen(m) > lastSeen(m)) continue;
     from = min<i32>(from, firstSeen(m));
     to = max<i32>(to, lastSeen(m));
+  }
+  for (let q = 0; q < blockQueries; q++) {
+    const m = m0 + q / headsInBlock;
+    store<i32>(firsts + ((<usize>q) << 2), firstSeen(m));
+    store<i32>(lasts + ((<usize>q) << 2), lastSeen(m));
   }
   page0 = loadPage(0);
   page1 = loadPage(1);
@@ -276,7 +303,40 @@ function exactTile2(rows: usize, stride: usize, x0: usize, x1: usize, count: i32
   v128.store(acc1, b3, 48);
 }
 
-/** The same for one row of x. */
+/** The same for one row of x and 32 columns: eight sums hide the latency of the additions. */
+function exactTile1x32(rows: usize, stride: usize, x0: usize, count: i32, acc: usize): void {
+  let a0 = v128.load(acc);
+  let a1 = v128.load(acc, 16);
+  let a2 = v128.load(acc, 32);
+  let a3 = v128.load(acc, 48);
+  let a4 = v128.load(acc, 64);
+  let a5 = v128.load(acc, 80);
+  let a6 = v128.load(acc, 96);
+  let a7 = v128.load(acc, 112);
+  for (; count > 0; count--) {
+    const x = v128.load32_splat(x0);
+    a0 = f32x4.add(a0, f32x4.mul(v128.load(rows), x));
+    a1 = f32x4.add(a1, f32x4.mul(v128.load(rows, 16), x));
+    a2 = f32x4.add(a2, f32x4.mul(v128.load(rows, 32), x));
+    a3 = f32x4.add(a3, f32x4.mul(v128.load(rows, 48), x));
+    a4 = f32x4.add(a4, f32x4.mul(v128.load(rows, 64), x));
+    a5 = f32x4.add(a5, f32x4.mul(v128.load(rows, 80), x));
+    a6 = f32x4.add(a6, f32x4.mul(v128.load(rows, 96), x));
+    a7 = f32x4.add(a7, f32x4.mul(v128.load(rows, 112), x));
+    rows += stride;
+    x0 += 4;
+  }
+  v128.store(acc, a0);
+  v128.store(acc, a1, 16);
+  v128.store(acc, a2, 32);
+  v128.store(acc, a3, 48);
+  v128.store(acc, a4, 64);
+  v128.store(acc, a5, 80);
+  v128.store(acc, a6, 96);
+  v128.store(acc, a7, 112);
+}
+
+/** The same for 16 columns. */
 function exactTile1(rows: usize, stride: usize, x0: usize, count: i32, acc: usize): void {
   let a0 = v128.load(acc);
   let a1 = v128.load(acc, 16);
@@ -298,30 +358,23 @@ function exactTile1(rows: usize, stride: usize, x0: usize, count: i32, acc: usiz
 }
 
 /** Scaled scores of 16 slots from the 16 sums in `acc`, for query q. */
-function storeScores(q: i32, slot: i32, acc: usize, int8: bool): void {
-  const softmaxScale = f32x4.splat(operandF(pc, ATTENTION_SOFTMAX_SCALE_F));
+function storeScores(q: i32, slot: i32, acc: usize, int8: bool, codes: bool, softmaxScale: v128): void {
   const out = scores + ((<usize>(q * CHUNK + slot)) << 2);
-  const codes = isInt(codecOf(true));
-  let scale = f32x4.splat(1);
-  let sum = scale;
-  if (int8) {
-    const index = (<usize>queryIndex(q)) << 2;
-    const s = load<f32>(place(pc, ATTENTION_QUERY_SCALE_AT) + index);
-    scale = f32x4.splat(s);
-    sum = f32x4.splat(s * <f32>load<i32>(place(pc, ATTENTION_QUERY_SUM_AT) + index));
-  } else if (codes) {
-    sum = v128.load32_splat(prepared + ((<usize>q) << 2));
+  const word = (<usize>q) << 2;
+  if (!codes) {
+    for (let i: usize = 0; i < 64; i += 16) v128.store(out + i, f32x4.mul(v128.load(acc + i), softmaxScale));
+    return;
   }
-  for (let i: usize = 0; i < 16; i += 4) {
-    const at = (<usize>slot + i) << 2;
-    let score = v128.load(acc + (i << 2));
-    if (int8) {
-      score = f32x4.mul(f32x4.convert_i32x4_s(score), f32x4.mul(scale, v128.load(keyScale + at)));
-    } else if (codes) {
-      score = f32x4.mul(score, v128.load(keyScale + at));
-    }
-    if (codes) score = f32x4.sub(score, f32x4.mul(sum, v128.load(keyZero + at)));
-    v128.store(out + (i << 2), f32x4.mul(score, softmaxScale));
+  const scale = v128.load32_splat(queryScales + word);
+  const sum = v128.load32_splat(querySums + word);
+  const skip = (<usize>slot) << 2;
+  for (let i: usize = 0; i < 64; i += 16) {
+    let score = v128.load(acc + i);
+    const s = v128.load(keyScale + skip + i);
+    if (int8) score = f32x4.mul(f32x4.convert_i32x4_s(score), f32x4.mul(scale, s));
+    else score = f32x4.mul(score, s);
+    score = f32x4.sub(score, f32x4.mul(sum, v128.load(keyZero + skip + i)));
+    v128.store(out + i, f32x4.mul(score, softmaxScale));
   }
 }
 
@@ -331,9 +384,11 @@ export function scoreKeys(): void {
   const int8 = queryBits() == 8;
   const codes = isInt(codec);
   const wide = codec == CODEC_INT8;
+  const highPlane = ASC_FEATURE_RELAXED_SIMD && wide;
   const zero = i32x4.splat(0);
+  const softmaxScale = f32x4.splat(operandF(pc, ATTENTION_SOFTMAX_SCALE_F));
   const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD || !wide ? 4 : 8);
-  const queries = place(pc, ATTENTION_QUERY_AT);
+  const steps = headDim >> 2;
   const other = tile + 64;
   for (let half = from >> 4; half <= to >> 4; half++) {
     const plane = planeAt(pageOf(half >> 1), kvHead, true);
@@ -344,29 +399,25 @@ export function scoreKeys(): void {
     } else {
       keys = keysAsFloat(plane, codec, half & 1);
     }
+    const high = panel + ((<usize>headDim) << 4);
     for (let q = 0; q < blockQueries; q += 2) {
       const paired = q + 1 < blockQueries;
-      const next = paired ? q + 1 : q;
+      const x0 = <usize>load<u32>(vectors + ((<usize>q) << 2));
+      const x1 = paired ? <usize>load<u32>(vectors + ((<usize>q) << 2), 4) : x0;
       for (let i: usize = 0; i < 128; i += 16) v128.store(tile + i, zero);
-      if (int8) {
-        let x0 = queries + <usize>queryIndex(q) * <usize>headDim;
-        let x1 = queries + <usize>queryIndex(next) * <usize>headDim;
-        if (!ASC_FEATURE_RELAXED_SIMD) {
-          x0 = prepared + <usize>q * (accStride >> 1);
-          x1 = prepared + <usize>next * (accStride >> 1);
-        }
-        tile2(panel, x0, x1, headDim >> 2, safe, tile, other, 0);
-        if (ASC_FEATURE_RELAXED_SIMD && wide) {
-          tile2(panel + ((<usize>headDim) << 4), x0, x1, headDim >> 2, safe, tile, other, 4);
-        }
+      if (int8 && paired) {
+        tile2(panel, x0, x1, steps, safe, tile, other, 0);
+        if (highPlane) tile2(high, x0, x1, steps, safe, tile, other, 4);
+      } else if (int8) {
+        tile1(panel, x0, steps, safe, tile, 0);
+        if (highPlane) tile1(high, x0, steps, safe, tile, 4);
+      } else if (codes) {
+        floatTile2(keys, x0, x1, headDim, tile, other);
       } else {
-        const x0 = rowAt(queries, queryIndex(q), headDim);
-        const x1 = rowAt(queries, queryIndex(next), headDim);
-        if (codes) floatTile2(keys, x0, x1, headDim, tile, other);
-        else exactTile2(keys, 64, x0, x1, headDim, tile, other);
+        exactTile2(keys, 64, x0, x1, headDim, tile, other);
       }
-      storeScores(q, half << 4, tile, int8);
-      if (paired) storeScores(next, half << 4, other, int8);
+      storeScores(q, half << 4, tile, int8, codes, softmaxScale);
+      if (paired) storeScores(q + 1, half << 4, other, int8, codes, softmaxScale);
     }
   }
 }
@@ -376,9 +427,8 @@ export function softmaxChunk(): void {
   const intValues = isInt(codecOf(false));
   const none = f32x4.splat(0);
   for (let q = 0; q < blockQueries; q++) {
-    const m = m0 + q / headsInBlock;
-    const first = firstSeen(m);
-    const last = lastSeen(m);
+    const first = load<i32>(firsts + ((<usize>q) << 2));
+    const last = load<i32>(lasts + ((<usize>q) << 2));
     if (first > last) continue;
     const row = scores + ((<usize>(q * CHUNK)) << 2);
     const groupFrom = first & ~15;
@@ -388,7 +438,7 @@ export function softmaxChunk(): void {
     let top = f32x4.splat(-Infinity);
     const begin = row + ((<usize>groupFrom) << 2);
     const end = row + ((<usize>(groupTo + 1)) << 2);
-    for (let p = begin; p < end; p += 16) top = f32x4.max(top, v128.load(p));
+    for (let p = begin; p < end; p += 16) top = f32x4.pmax(top, v128.load(p));
     const mx = max<f32>(
       max<f32>(f32x4.extract_lane(top, 0), f32x4.extract_lane(top, 1)),
       max<f32>(f32x4.extract_lane(top, 2), f32x4.extract_lane(top, 3)),
@@ -440,6 +490,18 @@ export function softmaxChunk(): void {
   }
 }
 
+/** 16 unsigned bytes as f32. */
+// @ts-ignore: decorator
+@inline
+function widen16(v: v128, out: usize): void {
+  const low = i16x8.extend_low_i8x16_u(v);
+  const high = i16x8.extend_high_i8x16_u(v);
+  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_u(low)));
+  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_u(low)), 16);
+  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_u(high)), 32);
+  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_u(high)), 48);
+}
+
 /** Values of slots first..last of a page as f32 [slot][accStride]; slot 0 stands at `panel`. */
 function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
   for (let slot = first; slot <= last; slot++) {
@@ -448,7 +510,9 @@ function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
     if (isFloat(codec)) {
       memory.copy(out, plane + (row << 2), (<usize>headDim) << 2);
     } else if (codec == CODEC_INT8) {
-      for (let d: usize = 0; d < <usize>headDim; d += 4) {
+      let d: usize = 0;
+      for (; d + 16 <= <usize>headDim; d += 16) widen16(v128.load(plane + row + d), out + (d << 2));
+      for (; d < <usize>headDim; d += 4) {
         const v = i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(plane + row + d)));
         v128.store(out + (d << 2), f32x4.convert_i32x4_s(v));
       }
@@ -459,7 +523,14 @@ function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
       let block = out;
       const end = at + ((<usize>headDim) >> 1);
       while (at < end) {
-        for (let i: usize = 0; i < half; i += 4) {
+        let i: usize = 0;
+        for (; i + 16 <= half; i += 16) {
+          const v = v128.load(at);
+          widen16(v128.and(v, i8x16.splat(15)), block + (i << 2));
+          widen16(v128.and(i16x8.shr_u(v, 4), i8x16.splat(15)), block + ((i + half) << 2));
+          at += 16;
+        }
+        for (; i < half; i += 4) {
           const v = i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(at)));
           v128.store(block + (i << 2), f32x4.convert_i32x4_s(v128.and(v, mask)));
           v128.store(block + ((i + half) << 2), f32x4.convert_i32x4_s(i32x4.shr_u(v, 4)));
@@ -480,22 +551,29 @@ export function addValues(): void {
   for (let index = from >> 5; index <= to >> 5; index++) {
     const base = index << 5;
     valuesAsFloat(planeAt(pageOf(index), kvHead, false), codec, max<i32>(from - base, 0), min<i32>(to - base, 31));
+    let head = 0;
     for (let q = 0; q < blockQueries; ) {
-      const m = m0 + q / headsInBlock;
-      const first = max<i32>(firstSeen(m) - base, 0);
-      const count = min<i32>(lastSeen(m) - base, 31) - first + 1;
+      const first = max<i32>(load<i32>(firsts + ((<usize>q) << 2)) - base, 0);
+      const count = min<i32>(load<i32>(lasts + ((<usize>q) << 2)) - base, 31) - first + 1;
       // Two heads of one row see the same slots.
-      const paired = (q % headsInBlock) + 1 < headsInBlock;
+      const paired = head + 1 < headsInBlock;
       if (count > 0) {
         const x = scores + ((<usize>(q * CHUNK + base + first)) << 2);
         const acc = chunkAcc + <usize>q * accStride;
         const rows = panel + <usize>first * accStride;
-        for (let d: usize = 0; d < accStride; d += 64) {
-          if (paired) exactTile2(rows + d, accStride, x, x + 512, count, acc + d, acc + accStride + d);
-          else exactTile1(rows + d, accStride, x, count, acc + d);
+        let d: usize = 0;
+        if (paired) {
+          for (; d < accStride; d += 64) {
+            exactTile2(rows + d, accStride, x, x + 512, count, acc + d, acc + accStride + d);
+          }
+        } else {
+          for (; d + 128 <= accStride; d += 128) exactTile1x32(rows + d, accStride, x, count, acc + d);
+          for (; d < accStride; d += 64) exactTile1(rows + d, accStride, x, count, acc + d);
         }
       }
+      head += paired ? 2 : 1;
       q += paired ? 2 : 1;
+      if (head == headsInBlock) head = 0;
     }
   }
   if (!isInt(codec)) return;

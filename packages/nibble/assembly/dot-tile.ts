@@ -78,9 +78,37 @@ function unpackNibbles(from: usize, stride: usize, columns: i32, panel: usize): 
   }
 }
 
+/** Eight columns of four channels: two quads of bytes (relaxed), four of 16-bit pairs (simd). */
+// @ts-ignore: decorator
+@inline
+function unpackStep4(v: v128, panel: usize): void {
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    const mask = i8x16.splat(15);
+    v128.store(panel, v128.and(v, mask));
+    v128.store(panel, v128.and(i16x8.shr_u(v, 4), mask), 64);
+  } else {
+    const mask = i16x8.splat(15);
+    v128.store(panel, v128.and(v, mask));
+    v128.store(panel, v128.and(i16x8.shr_u(v, 8), mask), 64);
+    v128.store(panel, v128.and(i16x8.shr_u(v, 4), mask), 128);
+    v128.store(panel, i16x8.shr_u(v, 12), 192);
+  }
+}
+
+function unpackKeys4(from: usize, columns: i32, panel: usize): void {
+  for (; columns > 0; columns -= 8) {
+    unpackStep4(v128.load(from), panel);
+    unpackStep4(v128.load(from, 16), panel + 16);
+    unpackStep4(v128.load(from, 32), panel + 32);
+    unpackStep4(v128.load(from, 48), panel + 48);
+    from += 64;
+    panel += 2 * quadBytes();
+  }
+}
+
 /** 16 channels (positions) of plain 4- or 8-bit codes, steps of 64 contiguous bytes: a key half-panel of the cache. */
 export function unpackKeys(from: usize, columns: i32, wide: bool, panel: usize): void {
-  if (!wide) unpackSegment<i32>(from, 64, columns, panel, 0, true);
+  if (!wide) unpackKeys4(from, columns, panel);
   else if (ASC_FEATURE_RELAXED_SIMD) unpackNibbles(from, 64, columns, panel);
   else unpackSegment<i64>(from, 64, columns, panel, 0, true);
 }
@@ -92,6 +120,18 @@ export function unpackHalf(p: i32, half: i32, panel: usize): void {
   if (seg8 != 0) {
     if (ASC_FEATURE_RELAXED_SIMD) unpackNibbles(seg8 + columns * 8 + skip, 128, kPad, panel);
     else unpackSegment<i64>(seg8 + columns * 8 + skip, 128, kPad, panel, 0, true);
+    return;
+  }
+  if (bits == 4) {
+    let from = seg4 + columns * 4 + skip;
+    for (let left = kPad; left > 0; left -= 8) {
+      unpackStep4(v128.load(from), panel);
+      unpackStep4(v128.load(from, 16), panel + 16);
+      unpackStep4(v128.load(from, 32), panel + 32);
+      unpackStep4(v128.load(from, 48), panel + 48);
+      from += 128;
+      panel += 2 * quadBytes();
+    }
     return;
   }
   let first = true;
@@ -231,6 +271,59 @@ export function tile2(
   addTo(acc1 + 16, t1, shift);
   addTo(acc1 + 32, t2, shift);
   addTo(acc1 + 48, t3, shift);
+}
+
+/** The same for one row. */
+export function tile1(panel: usize, x0: usize, steps: i32, safe: i32, acc0: usize, shift: i32): void {
+  let s0 = i32x4.splat(0);
+  let s1 = s0;
+  let s2 = s0;
+  let s3 = s0;
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    while (steps > 0) {
+      let count = min<i32>(safe, steps);
+      steps -= count;
+      let x = v128.load32_splat(x0);
+      let a0 = dot8(x, v128.load(panel));
+      let a1 = dot8(x, v128.load(panel, 16));
+      let a2 = dot8(x, v128.load(panel, 32));
+      let a3 = dot8(x, v128.load(panel, 48));
+      x0 += 4;
+      panel += 64;
+      while (--count > 0) {
+        x = v128.load32_splat(x0);
+        a0 = i16x8.add(a0, dot8(x, v128.load(panel)));
+        a1 = i16x8.add(a1, dot8(x, v128.load(panel, 16)));
+        a2 = i16x8.add(a2, dot8(x, v128.load(panel, 32)));
+        a3 = i16x8.add(a3, dot8(x, v128.load(panel, 48)));
+        x0 += 4;
+        panel += 64;
+      }
+      s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
+      s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
+      s2 = i32x4.add(s2, i32x4.extadd_pairwise_i16x8_s(a2));
+      s3 = i32x4.add(s3, i32x4.extadd_pairwise_i16x8_s(a3));
+    }
+  } else {
+    for (; steps > 0; steps--) {
+      let x = v128.load32_splat(x0);
+      s0 = i32x4.add(s0, pairDot(v128.load(panel), x));
+      s1 = i32x4.add(s1, pairDot(v128.load(panel, 16), x));
+      s2 = i32x4.add(s2, pairDot(v128.load(panel, 32), x));
+      s3 = i32x4.add(s3, pairDot(v128.load(panel, 48), x));
+      x = v128.load32_splat(x0, 4);
+      s0 = i32x4.add(s0, pairDot(v128.load(panel, 64), x));
+      s1 = i32x4.add(s1, pairDot(v128.load(panel, 80), x));
+      s2 = i32x4.add(s2, pairDot(v128.load(panel, 96), x));
+      s3 = i32x4.add(s3, pairDot(v128.load(panel, 112), x));
+      x0 += 8;
+      panel += 128;
+    }
+  }
+  addTo(acc0, s0, shift);
+  addTo(acc0 + 16, s1, shift);
+  addTo(acc0 + 32, s2, shift);
+  addTo(acc0 + 48, s3, shift);
 }
 
 /** All groups of a half-panel for two rows m and m + 1: y (16 f32 each) from prepared activations and group parameters. */

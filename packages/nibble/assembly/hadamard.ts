@@ -119,6 +119,70 @@ export function scaleAll(dst: usize, width: i32, factor: f32): void {
   }
 }
 
+/** v with its sign bits flipped where `flip` has them: exact multiplication by +-1. */
+// @ts-ignore: decorator
+@inline
+function signed(v: v128, flip: v128): v128 {
+  return v128.xor(v, flip);
+}
+
+/** Steps 3 and 4: out_i = (sum over j of A[i][j] v_j) * norm over k runs of `run` floats per block. */
+function mixFactor(
+  x: usize, blocks: i32, k: i32, run: i32, matrix: usize, transpose: bool, norm: f32, work: usize,
+): void {
+  // Sign bits of A, row by row.
+  const flips = work;
+  for (let i = 0; i < k; i++) {
+    for (let j = 0; j < k; j++) {
+      const from = transpose ? j * k + i : i * k + j;
+      store<u32>(flips + ((<usize>(i * k + j)) << 2), load<i8>(matrix + from) < 0 ? 0x80000000 : 0);
+    }
+  }
+  const out = work + ((<usize>((k * k + 15) & ~15)) << 2);
+  const stride = (<usize>run) << 2;
+  const norm4 = f32x4.splat(norm);
+  for (let b = 0; b < blocks; b++) {
+    const block = rowAt(x, b, k * run);
+    for (let i = 0; i < k; i++) {
+      const row = rowAt(flips, i, k);
+      const rowEnd = row + ((<usize>k) << 2);
+      const to = out + <usize>i * stride;
+      let e = 0;
+      for (; e + 16 <= run; e += 16) {
+        let from = block + ((<usize>e) << 2);
+        let f = v128.load32_splat(row);
+        let s0 = signed(v128.load(from), f);
+        let s1 = signed(v128.load(from, 16), f);
+        let s2 = signed(v128.load(from, 32), f);
+        let s3 = signed(v128.load(from, 48), f);
+        for (let j = row + 4; j < rowEnd; j += 4) {
+          from += stride;
+          f = v128.load32_splat(j);
+          s0 = f32x4.add(s0, signed(v128.load(from), f));
+          s1 = f32x4.add(s1, signed(v128.load(from, 16), f));
+          s2 = f32x4.add(s2, signed(v128.load(from, 32), f));
+          s3 = f32x4.add(s3, signed(v128.load(from, 48), f));
+        }
+        const at = to + ((<usize>e) << 2);
+        v128.store(at, f32x4.mul(s0, norm4));
+        v128.store(at, f32x4.mul(s1, norm4), 16);
+        v128.store(at, f32x4.mul(s2, norm4), 32);
+        v128.store(at, f32x4.mul(s3, norm4), 48);
+      }
+      for (; e < run; e++) {
+        let from = block + ((<usize>e) << 2);
+        let sum = reinterpret<f32>(load<u32>(from) ^ load<u32>(row));
+        for (let j = row + 4; j < rowEnd; j += 4) {
+          from += stride;
+          sum += reinterpret<f32>(load<u32>(from) ^ load<u32>(j));
+        }
+        store<f32>(to + ((<usize>e) << 2), sum * norm);
+      }
+    }
+    memory.copy(block, out, (<usize>(k * run)) << 2);
+  }
+}
+
 /** The whole op for one row. dst may be src. `work` holds k * k + k * m * inner floats when k > 1. */
 export function hadamardRow(
   src: usize, dst: usize, blocks: i32, k: i32, m: i32, inner: i32, matrix: usize, transpose: bool,
@@ -128,59 +192,8 @@ export function hadamardRow(
   if (preSign != 0) scaleBy(dst, src, preSign, width);
   else if (dst != src) memory.copy(dst, src, <usize>width << 2);
   sylvester(dst, width, m, inner);
-  if (k > 1) {
-    // Signs as floats: multiplying by +-1 is exact, so acc + sign * v is the addition or subtraction of the contract.
-    const signs = work;
-    for (let i = 0; i < k; i++) {
-      for (let j = 0; j < k; j++) {
-        const from = transpose ? j * k + i : i * k + j;
-        store<f32>(signs + (<usize>(i * k + j) << 2), <f32>load<i8>(matrix + from));
-      }
-    }
-    const out = work + (<usize>((k * k + 15) & ~15) << 2);
-    const run = m * inner;
-    const stride = <usize>run << 2;
-    for (let b = 0; b < blocks; b++) {
-      const block = rowAt(dst, b, k * run);
-      for (let i = 0; i < k; i++) {
-        const sign = rowAt(signs, i, k);
-        const to = out + <usize>i * stride;
-        let e = 0;
-        for (; e + 16 <= run; e += 16) {
-          let from = block + (<usize>e << 2);
-          let f = v128.load32_splat(sign);
-          let s0 = f32x4.mul(f, v128.load(from));
-          let s1 = f32x4.mul(f, v128.load(from, 16));
-          let s2 = f32x4.mul(f, v128.load(from, 32));
-          let s3 = f32x4.mul(f, v128.load(from, 48));
-          for (let j = 1; j < k; j++) {
-            from += stride;
-            f = v128.load32_splat(sign + (<usize>j << 2));
-            s0 = f32x4.add(s0, f32x4.mul(f, v128.load(from)));
-            s1 = f32x4.add(s1, f32x4.mul(f, v128.load(from, 16)));
-            s2 = f32x4.add(s2, f32x4.mul(f, v128.load(from, 32)));
-            s3 = f32x4.add(s3, f32x4.mul(f, v128.load(from, 48)));
-          }
-          const at = to + (<usize>e << 2);
-          v128.store(at, s0);
-          v128.store(at, s1, 16);
-          v128.store(at, s2, 32);
-          v128.store(at, s3, 48);
-        }
-        for (; e < run; e++) {
-          let from = block + (<usize>e << 2);
-          let sum = load<f32>(sign) * load<f32>(from);
-          for (let j = 1; j < k; j++) {
-            from += stride;
-            sum += load<f32>(sign + (<usize>j << 2)) * load<f32>(from);
-          }
-          store<f32>(to + (<usize>e << 2), sum);
-        }
-      }
-      memory.copy(block, out, <usize>(k * run) << 2);
-    }
-  }
-  scaleAll(dst, width, norm);
+  if (k > 1) mixFactor(dst, blocks, k, m * inner, matrix, transpose, norm, work);
+  else scaleAll(dst, width, norm);
   if (postSign != 0) scaleBy(dst, dst, postSign, width);
 }
 

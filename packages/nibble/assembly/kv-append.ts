@@ -9,7 +9,7 @@ import {
 import { fail, operand, operandF, place, placeOrZero, scratch, shareOf, thread } from "./control";
 import { rowAt } from "./elementwise";
 import { scaleAll, sylvester } from "./hadamard";
-import { floatToHalf, halfToFloat } from "./math";
+import { clamp4, floatToHalf, halfToFloat, ROUND_BITS, roundBits } from "./math";
 import { quantizeRow, rmsnormRow, signedMin } from "./norm-quantize";
 import {
   APPEND_KV_CACHE_C, APPEND_KV_COS_AT, APPEND_KV_EPSILON_F, APPEND_KV_HEADS, APPEND_KV_HEAD_DIM,
@@ -77,14 +77,13 @@ function encode(x: usize, headDim: i32, levels: f32, zeroInt: bool, clip: f32, c
   }
   const inverse4 = f32x4.splat(inverse);
   const offset4 = f32x4.splat(offset);
-  const z4 = f32x4.splat(z);
-  const zero4 = f32x4.splat(0);
-  const levels4 = f32x4.splat(levels);
+  const low4 = f32x4.splat(0 - z);
+  const high4 = f32x4.splat(levels - z);
+  const shift = i32x4.splat(<i32>z - ROUND_BITS);
   for (let i = 0; i < headDim; i += 4) {
     let v = v128.load(x + ((<usize>i) << 2));
     if (!zeroInt) v = f32x4.add(v, offset4);
-    v = f32x4.add(f32x4.nearest(f32x4.mul(v, inverse4)), z4);
-    v = i32x4.trunc_sat_f32x4_s(f32x4.min(f32x4.max(v, zero4), levels4));
+    v = i32x4.add(shift, roundBits(clamp4(f32x4.mul(v, inverse4), low4, high4)));
     v = i16x8.narrow_i32x4_s(v, v);
     v128.store32_lane(codes + i, i8x16.narrow_i16x8_u(v, v), 0);
   }

@@ -19,11 +19,34 @@ export function madd64(a: v128, b: v128, c: v128): v128 {
   return f64x2.add(c, f64x2.mul(a, b));
 }
 
-/** exp of four f32; exact class. */
+/** Bits of 1.5 * 2^23, see roundBits. */
+export const ROUND_BITS: i32 = 0x4b400000;
+
+/**
+ * x + 1.5 * 2^23: the sum is x rounded half to even, and its bits less ROUND_BITS are that integer. For |x| < 2^22. On x86
+ * this replaces the long sequences that `nearest` and the saturating conversion take.
+ */
+// @ts-ignore: decorator
+@inline
+export function roundBits(x: v128): v128 {
+  return f32x4.add(x, f32x4.splat(12582912));
+}
+
+/** x limited to low..high by two instructions; f32x4.min and max take eight each for the sake of NaN and -0. */
+// @ts-ignore: decorator
+@inline
+export function clamp4(x: v128, low: v128, high: v128): v128 {
+  return f32x4.pmin(high, f32x4.pmax(low, x));
+}
+
+/** exp of four f32; exact class. Inlined where a loop takes several at once: its constants are then loaded once. */
+// @ts-ignore: decorator
+@inline
 export function exp4(input: v128): v128 {
   const one = f32x4.splat(1);
-  const x = f32x4.min(input, f32x4.splat(88));
-  const n = f32x4.nearest(f32x4.mul(x, f32x4.splat(1.44269504)));
+  const x = f32x4.pmin(input, f32x4.splat(88));
+  const t = roundBits(f32x4.mul(x, f32x4.splat(1.44269504)));
+  const n = f32x4.sub(t, f32x4.splat(12582912));
   let r = f32x4.sub(x, f32x4.mul(n, f32x4.splat(0.693359375)));
   r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(-2.1219444e-4)));
   let p = f32x4.splat(1.98756915e-4);
@@ -33,20 +56,17 @@ export function exp4(input: v128): v128 {
   p = f32x4.add(f32x4.mul(p, r), f32x4.splat(1.6666665459e-1));
   p = f32x4.add(f32x4.mul(p, r), f32x4.splat(5.0000001201e-1));
   const y = f32x4.add(f32x4.add(f32x4.mul(p, f32x4.mul(r, r)), r), one);
-  const power = i32x4.shl(i32x4.add(i32x4.trunc_sat_f32x4_s(n), i32x4.splat(127)), 23);
+  // The low bits of t are n: shifted into the exponent field they make 2^n.
+  const power = i32x4.add(i32x4.shl(t, 23), i32x4.splat(127 << 23));
   return v128.andnot(f32x4.mul(y, power), f32x4.lt(input, f32x4.splat(-87)));
 }
 
 /** exp of one f32, the same bits as a lane of exp4. */
-// @ts-ignore: decorator
-@inline
 export function exp1(x: f32): f32 {
   return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
 }
 
 /** g / (1 + exp(-g)). */
-// @ts-ignore: decorator
-@inline
 export function silu4(g: v128): v128 {
   return f32x4.div(g, f32x4.add(f32x4.splat(1), exp4(f32x4.neg(g))));
 }

@@ -5,7 +5,7 @@
 import { operand, operandF, place, placeOrZero, scratch, shareOf, thread } from "./control";
 import { rowAt } from "./elementwise";
 import { hadamardRow } from "./hadamard";
-import { fold16 } from "./math";
+import { clamp4, fold16, ROUND_BITS, roundBits } from "./math";
 import {
   HADAMARD_QUANTIZE_BLOCKS, HADAMARD_QUANTIZE_INNER, HADAMARD_QUANTIZE_MATRIX_AT, HADAMARD_QUANTIZE_NORM_F,
   HADAMARD_QUANTIZE_ORDER_K, HADAMARD_QUANTIZE_ORDER_M, HADAMARD_QUANTIZE_POST_SIGN_AT,
@@ -70,37 +70,46 @@ export function rmsnormRow(src: usize, dst: usize, width: i32, gain: usize, epsi
   }
 }
 
+// @ts-ignore: decorator
+@inline
+function largestLane(v: v128): f32 {
+  const w = f32x4.pmax(v, i32x4.shuffle(v, v, 2, 3, 0, 1));
+  return f32x4.extract_lane(f32x4.pmax(w, i32x4.shuffle(w, w, 1, 0, 3, 2)), 0);
+}
+
 /** Largest |x| of a range. */
 export function absMax(src: usize, count: i32): f32 {
-  let best = f32x4.splat(0);
-  const end = src + (<usize>(count & ~3) << 2);
-  for (; src < end; src += 16) best = f32x4.max(best, f32x4.abs(v128.load(src)));
-  let result = max<f32>(
-    max<f32>(f32x4.extract_lane(best, 0), f32x4.extract_lane(best, 1)),
-    max<f32>(f32x4.extract_lane(best, 2), f32x4.extract_lane(best, 3)),
-  );
-  for (let i = count & 3; i > 0; i--) {
-    result = max<f32>(result, abs<f32>(load<f32>(src)));
+  let a = f32x4.splat(0);
+  let b = a;
+  let left = count;
+  for (; left >= 8; left -= 8) {
+    a = f32x4.pmax(a, f32x4.abs(v128.load(src)));
+    b = f32x4.pmax(b, f32x4.abs(v128.load(src, 16)));
+    src += 32;
+  }
+  for (; left > 0; left--) {
+    a = f32x4.pmax(a, f32x4.abs(v128.load32_splat(src)));
     src += 4;
   }
-  return result;
+  return largestLane(f32x4.pmax(a, b));
 }
 
 /** Smallest (sign 1) or, negated, largest (sign -1) value of a range and `start`. */
 export function signedMin(src: usize, count: i32, sign: f32, start: f32): f32 {
-  const s = f32x4.splat(sign);
-  let best = f32x4.splat(start);
-  const end = src + (<usize>(count & ~3) << 2);
-  for (; src < end; src += 16) best = f32x4.min(best, f32x4.mul(s, v128.load(src)));
-  let result = min<f32>(
-    min<f32>(f32x4.extract_lane(best, 0), f32x4.extract_lane(best, 1)),
-    min<f32>(f32x4.extract_lane(best, 2), f32x4.extract_lane(best, 3)),
-  );
-  for (let i = count & 3; i > 0; i--) {
-    result = min<f32>(result, sign * load<f32>(src));
+  const s = f32x4.splat(-sign);
+  let a = f32x4.splat(-start);
+  let b = a;
+  let left = count;
+  for (; left >= 8; left -= 8) {
+    a = f32x4.pmax(a, f32x4.mul(s, v128.load(src)));
+    b = f32x4.pmax(b, f32x4.mul(s, v128.load(src, 16)));
+    src += 32;
+  }
+  for (; left > 0; left--) {
+    a = f32x4.pmax(a, f32x4.mul(s, v128.load32_splat(src)));
     src += 4;
   }
-  return result;
+  return -largestLane(f32x4.pmax(a, b));
 }
 
 /** Scales below the smallest normal f32 become 1: their reciprocal would overflow. */
@@ -127,22 +136,18 @@ function codesOf(
   src: usize, count: i32, codes: usize, inv: f32, z: f32, low: f32, high: f32, shift: i32,
 ): i32 {
   const inv4 = f32x4.splat(inv);
-  const z4 = f32x4.splat(z);
-  const low4 = f32x4.splat(low);
-  const high4 = f32x4.splat(high);
-  const shift4 = i32x4.splat(shift);
+  // Limits are integers, so limiting before rounding and adding z gives the same codes.
+  const low4 = f32x4.splat(low - z);
+  const high4 = f32x4.splat(high - z);
+  const offset = i32x4.splat(<i32>z + shift - ROUND_BITS);
   let sum4 = i32x4.splat(0);
   let i = 0;
   for (; i + 16 <= count; i += 16) {
     const x = src + (<usize>i << 2);
-    let q0 = f32x4.add(f32x4.nearest(f32x4.mul(v128.load(x), inv4)), z4);
-    let q1 = f32x4.add(f32x4.nearest(f32x4.mul(v128.load(x, 16), inv4)), z4);
-    let q2 = f32x4.add(f32x4.nearest(f32x4.mul(v128.load(x, 32), inv4)), z4);
-    let q3 = f32x4.add(f32x4.nearest(f32x4.mul(v128.load(x, 48), inv4)), z4);
-    q0 = i32x4.add(shift4, i32x4.trunc_sat_f32x4_s(f32x4.min(f32x4.max(q0, low4), high4)));
-    q1 = i32x4.add(shift4, i32x4.trunc_sat_f32x4_s(f32x4.min(f32x4.max(q1, low4), high4)));
-    q2 = i32x4.add(shift4, i32x4.trunc_sat_f32x4_s(f32x4.min(f32x4.max(q2, low4), high4)));
-    q3 = i32x4.add(shift4, i32x4.trunc_sat_f32x4_s(f32x4.min(f32x4.max(q3, low4), high4)));
+    const q0 = i32x4.add(offset, roundBits(clamp4(f32x4.mul(v128.load(x), inv4), low4, high4)));
+    const q1 = i32x4.add(offset, roundBits(clamp4(f32x4.mul(v128.load(x, 16), inv4), low4, high4)));
+    const q2 = i32x4.add(offset, roundBits(clamp4(f32x4.mul(v128.load(x, 32), inv4), low4, high4)));
+    const q3 = i32x4.add(offset, roundBits(clamp4(f32x4.mul(v128.load(x, 48), inv4), low4, high4)));
     sum4 = i32x4.add(sum4, i32x4.add(i32x4.add(q0, q1), i32x4.add(q2, q3)));
     v128.store(
       codes + i,
@@ -153,8 +158,8 @@ function codesOf(
     i32x4.extract_lane(sum4, 0) + i32x4.extract_lane(sum4, 1) +
     i32x4.extract_lane(sum4, 2) + i32x4.extract_lane(sum4, 3);
   for (; i < count; i++) {
-    const q = nearest<f32>(load<f32>(src + (<usize>i << 2)) * inv) + z;
-    const code = shift + i32x4.extract_lane(i32x4.trunc_sat_f32x4_s(f32x4.splat(min<f32>(max<f32>(q, low), high))), 0);
+    const x = v128.load32_splat(src + (<usize>i << 2));
+    const code = i32x4.extract_lane(i32x4.add(offset, roundBits(clamp4(f32x4.mul(x, inv4), low4, high4))), 0);
     store<i8>(codes + i, <i8>code);
     sum += code;
   }
@@ -211,7 +216,7 @@ function quantizeInto(pc: usize, m: i32, x: usize): void {
     groupSize,
     operandF(pc, QUANTIZE_CLIP_F),
   );
-  memory.fill(codes + width, 0, <usize>(-width & 31));
+  for (let i = width; (i & 31) != 0; i++) store<i8>(codes + i, 0);
 }
 
 export function quantize(pc: usize, rows: i32): void {
