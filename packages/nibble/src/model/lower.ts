@@ -122,7 +122,10 @@ export interface PlacedBlock {
   sites: Record<Site, SiteRecipe>;
 }
 
-/** Called with the f32 input of a site (after its online transforms, before its quantizer). */
+/**
+ * Called with the f32 input of a site (after its online transforms, before its quantizer). A lowering that observes leaves
+ * out what only the block's result needs: the last linear.
+ */
 export type Observe = (site: Site, expert: number | null, operands: { rowsReg: number; srcAt: number; ldSrc: number; width: number }) => void;
 
 type Source =
@@ -352,6 +355,8 @@ export class BlockLowering {
     let input = this.#materialize(source, rowsReg, this.#buffers.normedAt);
     for (const transform of transforms) input = this.#transform(transform, input, rowsReg);
     this.#observe?.(site, expert, { rowsReg, srcAt: input.at, ldSrc: input.ld, width: input.width });
+    // Whoever observes a block wants its inputs, not its result: the last linear has nothing left to feed.
+    if (this.#observe && site === "mlp_out") return;
     for (const output of outputs) this.#linear(rowsReg, input, quantizer, output);
   }
 
