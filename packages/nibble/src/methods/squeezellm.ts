@@ -186,8 +186,16 @@ export const squeezellm = defineMethod<SqueezeOptions>({
   targets: targetsOf,
   async solve(weight, { n, k, path }, stats, o) {
     checkFinite(weight, path);
-    if (o.fisher === "none") return { tensor: squeeze(weight, n, k, null, o) };
-    const tensor = squeeze(weight, n, k, sensitivityOf(stats, k, path), o);
+    const sensitivity = o.fisher === "none" ? null : sensitivityOf(stats, k, path);
+    const tensor = squeeze(weight, n, k, sensitivity, o);
+    const { table } = tensor.main;
+    if ("values" in table && !table.values.data.every((x) => Number.isFinite(x))) {
+      throw new NumericError("a weight does not fit in f16", {
+        place: path,
+        hint: "Use tableType: f32.",
+      });
+    }
+    if (!sensitivity) return { tensor };
     return {
       tensor,
       notes: ["sensitivity: diagonal of the layer's Hessian, not the Fisher information"],
