@@ -51,7 +51,7 @@ describe("scoreGroups", () => {
           expect(runner.tables.reserved.every((r) => r === 0)).toBe(true);
         },
       ),
-      { numRuns: 150 },
+      { numRuns: 60 },
     );
   });
 

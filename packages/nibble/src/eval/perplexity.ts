@@ -8,7 +8,7 @@
  * front of it), `evaluateTexts` scores each of many texts from its own start.
  */
 import { UsageError } from "../core/errors.js";
-import type { OpenedModel } from "../runtime/open.js";
+import type { OpenedModel } from "../runtime/opened.js";
 
 export interface PerplexityOptions {
   ctx?: number;

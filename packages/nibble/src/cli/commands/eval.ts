@@ -1,6 +1,7 @@
 /** `nibble eval`: perplexity, divergence from a reference, zero-shot accuracy of a model as it will run. */
-import { readTextFile } from "../../core/text-file.js";
+
 import { UsageError } from "../../core/errors.js";
+import { readTextFile } from "../../core/text-file.js";
 import {
   commaList,
   defined,
@@ -20,6 +21,12 @@ interface Options extends EngineFlags {
   tasks?: string[];
   taskDir?: string;
   limit?: number;
+  stride?: number;
+  fewShot?: number;
+  fewShotFile?: string;
+  votes?: number;
+  passkey?: number[];
+  seed: number;
   reference?: string;
   kv?: string;
 }
@@ -31,11 +38,15 @@ export const evaluate = defineVerb<Options>({
     "nibble eval small --ppl text.txt --ctx 2048 --windows 8",
     "nibble eval small --ppl text.txt --reference smollm2-135m",
     "nibble eval small --tasks arc_easy,piqa --task-dir tasks --limit 200",
+    "nibble eval small --passkey 512,2048 --kv quarot-kv4",
   ],
   define(command) {
     command
       .argument("<model>", "model to measure")
-      .option("--ppl <file>", "text whose perplexity is measured")
+      .option(
+        "--ppl <file>",
+        "text whose perplexity is measured (.jsonl: each text of the lines {text} from its own start)",
+      )
       .option("--ctx <n>", "tokens of a window", integer("--ctx", 2), 2048)
       .option("--windows <n>", "use the first n windows (default: all)", integer("--windows", 1))
       .option(
@@ -46,6 +57,28 @@ export const evaluate = defineVerb<Options>({
       .option("--task-dir <dir>", "folder with <task>.jsonl files")
       .option("--limit <n>", "first n questions of each task", integer("--limit", 1))
       .option(
+        "--stride <n>",
+        "tokens between the starts of two windows (default: ctx)",
+        integer("--stride", 1),
+      )
+      .option(
+        "--few-shot <n>",
+        "worked examples in front of each question (default: 0; gsm8k: 5)",
+        integer("--few-shot", 0, 64),
+      )
+      .option("--few-shot-file <file>", "draw the examples from this task file")
+      .option(
+        "--votes <n>",
+        "gsm8k: sampled solutions that vote (self-consistency)",
+        integer("--votes", 1, 1000),
+      )
+      .option(
+        "--passkey <lengths>",
+        "hide a number in texts of these lengths and ask for it",
+        (text: string) => commaList("--passkey")(text).map(integer("--passkey", 64)),
+      )
+      .option("--seed <n>", "seed of examples and trials", integer("--seed", 0, 2 ** 32 - 1), 0)
+      .option(
         "--reference <model>",
         "also measure KL(reference || model) and top-1 agreement on the text",
       );
@@ -53,8 +86,8 @@ export const evaluate = defineVerb<Options>({
     engineOptions(command);
   },
   async run({ output, onProgress, signal }, [model = ""], options) {
-    const { ppl, ctx, windows, tasks, taskDir, limit, reference } = options;
-    if (ppl === undefined && tasks === undefined) {
+    const { ppl, ctx, windows, tasks, taskDir, limit, reference, seed, stride } = options;
+    if (ppl === undefined && tasks === undefined && options.passkey === undefined) {
       throw new UsageError("nothing to measure", {
         hint: "Give --ppl text.txt, --tasks arc_easy, or both.",
       });
@@ -64,24 +97,65 @@ export const evaluate = defineVerb<Options>({
     }
     const text = ppl === undefined ? undefined : await readTextFile(ppl);
     const { measureText, measureTasks } = await import("../../eval/measure.js");
+    const { measureGeneration, measurePasskey } = await import("../../eval/measure-generation.js");
+    const { gsm8k } = await import("../../eval/generation-task.js");
+    const { fetchDatasetFile } = await import("../../hub/dataset.js");
     const shared = {
       onProgress,
       signal,
       backend: options.backend,
       ...defined({ threads: options.threads, kv: await parseKv(options.kv) }),
     };
+    const taskOptions = {
+      ...shared,
+      seed,
+      fetchDataset: (dataset: string, file: string) => fetchDatasetFile(dataset, file, { signal }),
+      ...defined({ taskDir, limit, fewShot: options.fewShot }),
+      ...(options.fewShotFile === undefined
+        ? {}
+        : {
+            examples: { text: await readTextFile(options.fewShotFile), file: options.fewShotFile },
+          }),
+    };
+    const chosen = tasks?.filter((id) => id !== gsm8k.id);
     const onText =
       text === undefined
         ? undefined
-        : await measureText(model, text, { ...shared, ctx, ...defined({ windows, reference }) });
+        : await measureText(model, text, {
+            ...shared,
+            ctx,
+            ...defined({ windows, reference, stride }),
+            ...(ppl?.endsWith(".jsonl") ? { jsonLines: ppl } : {}),
+          });
     const onTasks =
-      tasks === undefined
+      chosen === undefined || chosen.length === 0
         ? undefined
-        : await measureTasks(model, tasks, { ...shared, ...defined({ taskDir, limit }) });
+        : await measureTasks(model, chosen, taskOptions);
+    const onGsm8k = tasks?.includes(gsm8k.id)
+      ? await measureGeneration(model, gsm8k, {
+          ...taskOptions,
+          ...defined({ votes: options.votes }),
+        })
+      : undefined;
+    const onPasskey =
+      options.passkey === undefined
+        ? undefined
+        : await measurePasskey(model, { ...shared, lengths: options.passkey, seed });
     if (ppl !== undefined)
       output.onProgress({ type: "log", level: "debug", message: `text: ${ppl}` });
     return {
-      result: { ...onText, ...(onTasks ? { tasks: onTasks } : {}) },
+      result: {
+        ...onText,
+        ...(onTasks || onGsm8k
+          ? {
+              tasks: {
+                ...onTasks,
+                ...(onGsm8k ? { gsm8k: { accuracy: onGsm8k.exactMatch, ...onGsm8k } } : {}),
+              },
+            }
+          : {}),
+        ...(onPasskey ? { passkey: onPasskey } : {}),
+      },
       text: table([
         ...(onText
           ? [
@@ -93,6 +167,9 @@ export const evaluate = defineVerb<Options>({
                 "tokens",
                 `${onText.tokens} predicted in ${onText.windows} windows of ${onText.ctx}`,
               ],
+              ...(onText.bitsPerByte === undefined
+                ? []
+                : [["bits per byte", onText.bitsPerByte.toFixed(4)]]),
               ...(onText.kl === undefined
                 ? []
                 : [["KL(reference || model)", `${onText.kl.toFixed(5)} nats`]]),
@@ -106,6 +183,18 @@ export const evaluate = defineVerb<Options>({
           `${percent(task.accuracy)} ± ${percent(task.stderr)}${
             task.accuracyNorm === undefined ? "" : `, normalized ${percent(task.accuracyNorm)}`
           } (${task.n} questions, chance ${percent(task.chance)})`,
+        ]),
+        ...(onGsm8k
+          ? [
+              [
+                gsm8k.id,
+                `${percent(onGsm8k.exactMatch)} ± ${percent(onGsm8k.stderr)}, last number ${percent(onGsm8k.flexibleMatch)} (${onGsm8k.n} questions, ${onGsm8k.votes} votes)`,
+              ],
+            ]
+          : []),
+        ...(onPasskey?.cells ?? []).map((cell) => [
+          `pass key, ${cell.length} tokens, depth ${percent(cell.depth)}`,
+          `${percent(cell.accuracy)} of ${cell.trials}`,
         ]),
       ]),
     };

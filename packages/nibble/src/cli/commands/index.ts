@@ -1,6 +1,7 @@
 /** The verbs, in the order of the help text. */
 import type { Verb } from "../verb.js";
 import { bench } from "./bench.js";
+import { compare } from "./compare.js";
 import { compress } from "./compress.js";
 import { doctor } from "./doctor.js";
 import { evaluate } from "./eval.js";
@@ -16,6 +17,7 @@ import { start } from "./start.js";
 export const VERBS: readonly Verb[] = [
   compress,
   evaluate,
+  compare,
   run,
   bench,
   inspect,

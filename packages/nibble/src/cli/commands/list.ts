@@ -36,7 +36,13 @@ const LISTS: Record<string, () => Promise<Row[]>> = {
   },
   async tasks() {
     const { tasks } = await import("../../eval/tasks/index.js");
-    return [...tasks].map(({ id, title, paper, metric }) => ({ id, title, metric, paper }));
+    const { gsm8k } = await import("../../eval/generation-task.js");
+    return [...tasks, { ...gsm8k, metric: "exact-match" }].map(({ id, title, paper, metric }) => ({
+      id,
+      title,
+      metric,
+      paper,
+    }));
   },
 };
 

@@ -20,6 +20,8 @@ export interface Heatmap extends ChartText {
   /** [rows][columns]; NaN is left empty. */
   values: number[][];
   log?: boolean;
+  /** Ends of the colours; default: smallest and largest value. */
+  range?: [number, number];
   width?: number;
 }
 
@@ -57,7 +59,7 @@ export function heatmap(chart: Heatmap): string {
   const bottom = top + cellHeight * chart.rows.length;
   const height = bottom + 48;
   const finite = chart.values.flat().filter((v) => Number.isFinite(v) && (!chart.log || v > 0));
-  const [low, high] = [Math.min(...finite), Math.max(...finite)];
+  const [low, high] = chart.range ?? [Math.min(...finite), Math.max(...finite)];
   const scale = (v: number) => (chart.log ? Math.log(v) : v);
   const share = (v: number) =>
     high > low ? (scale(Math.max(v, low)) - scale(low)) / (scale(high) - scale(low)) : 0.5;

@@ -78,7 +78,11 @@ export async function hubItems(
   return limit === undefined ? items : items.slice(0, limit);
 }
 
-async function parquetRows(bytes: Uint8Array, file: string): Promise<Record<string, unknown>[]> {
+/** Rows of a parquet file. @throws FormatError */
+export async function parquetRows(
+  bytes: Uint8Array,
+  file: string,
+): Promise<Record<string, unknown>[]> {
   const { parquetReadObjects } = await import("hyparquet");
   try {
     return await parquetReadObjects({ file: new Uint8Array(bytes).buffer });
