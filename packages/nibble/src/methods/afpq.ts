@@ -18,8 +18,10 @@ import {
   type Targets,
 } from "./contract.js";
 import {
+  codeBits,
   floatTypeOption,
   groupSizeOption,
+  groupsOf,
   roundingEstimate,
   targetShape,
   targetsOf,
@@ -131,6 +133,10 @@ export const afpq = defineMethod<AfpqOptions>({
   produces: (o) => {
     const table = TABLES[o.table];
     return { encoding: "lut", bits: namedTable(table).bits, groupSize: o.groupSize, table };
+  },
+  storedBits(shape, { table, groupSize, twoScale, scaleType }) {
+    const scaleBits = (twoScale ? 2 : 1) * (scaleType === "f32" ? 32 : 16);
+    return codeBits(shape, namedTable(TABLES[table]).bits) + groupsOf(shape, groupSize) * scaleBits;
   },
   estimate(shape, o) {
     const { n, k } = shape;

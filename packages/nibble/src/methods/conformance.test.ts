@@ -12,6 +12,7 @@ import { groupsPerRow } from "../encodings/groups.js";
 import { packedBytes } from "../encodings/packed-codes.js";
 import { bitsPerWeight, decode } from "../encodings/quant-tensor.js";
 import { describe as describeTensor, deserialize, serialize } from "../encodings/serialize.js";
+import { roundFloat } from "../encodings/stored-floats.js";
 import type { QuantTensor } from "../encodings/types.js";
 import type { SolverMethod } from "./contract.js";
 import { methods } from "./index.js";
@@ -116,6 +117,7 @@ async function solve(
   return method.solve(w.slice(), { n, k, path: "layers.0.o" }, given, options, solveContext());
 }
 
+const asBf16 = (w: Float32Array) => w.map((x) => roundFloat(x, "bf16"));
 const bytesOfTensor = (tensor: QuantTensor) =>
   serialize("m", tensor).map(({ name, dtype, shape, bytes }) => ({
     name,
@@ -165,6 +167,15 @@ describe.each(weightMethods.map((m) => [m.id, m] as const))("%s", (id, method) =
       expect(bytesOfTensor(loaded)).toEqual(bytesOfTensor(tensor));
     },
   );
+
+  it("expects to store what it stores (15 %)", async () => {
+    if (!method.storedBits) return;
+    for (const one of data) {
+      const { tensor } = await solve(method, options, { ...one, w: asBf16(one.w) });
+      const ratio = (bitsPerWeight(tensor) * one.n * one.k) / method.storedBits(one, options);
+      expect(Math.abs(ratio - 1)).toBeLessThan(0.15);
+    }
+  });
 
   it("stores what it says it produces", async () => {
     const produced = method.produces(options);

@@ -187,6 +187,8 @@ export interface SolverMethod<Options> extends MethodBase<Options> {
   readonly kind: "weights" | "embeddings";
   needs(options: Options): Needs;
   produces(options: Options): Produced;
+  /** Expected bits of one tensor as stored, where `produces` does not tell: side-cars, tables, codecs. */
+  storedBits?(shape: Shape, options: Options): number;
   estimate(shape: Shape, options: Options): Estimate;
   targets(options: Options): Targets;
   schedule?(options: Options): Schedule;

@@ -107,8 +107,9 @@ export function fitHqq(w: Float32Array, n: number, k: number, o: HqqOptions): Hq
       for (let r = row; r < row + rows; r++) {
         for (let i = r * k + from; i < r * k + to; i++) {
           const x = w[i] as number;
-          const rounded = x / s + zp + ROUND - ROUND;
-          const q = rounded < 0 ? 0 : rounded > maxCode ? maxCode : rounded;
+          let q = x / s + zp + ROUND - ROUND;
+          if (q < 0) q = 0;
+          else if (q > maxCode) q = maxCode;
           const e = x - (q - zp) * s;
           const size = e < 0 ? -e : e;
           error += size;

@@ -21,6 +21,9 @@ export interface NeuzipMethodOptions extends Targets {
   chunk: number | "row";
 }
 
+/** Entropy of the exponents of normally distributed weights; the estimate takes them to be bf16. */
+const EXPONENT_BITS = 2.55;
+
 /** The narrowest type that holds every value exactly. */
 export function exactType(values: Float32Array): FloatType {
   const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
@@ -72,6 +75,10 @@ export const neuzip = defineMethod<NeuzipMethodOptions>({
     type: o.precision === "lossless" ? "f32" : "bf16",
     codec: "neuzip",
   }),
+  storedBits({ n, k }, { precision, normalizer }) {
+    const mantissa = precision === "lossless" ? 7 : precision;
+    return n * k * (EXPONENT_BITS + 1 + mantissa + (normalizer > 0 ? 8 / normalizer : 0));
+  },
   estimate: ({ n, k }) => ({ peakBytes: 12 * n * k, flops: 30 * n * k }),
   targets: targetsOf,
   async solve(weight, { n, k, path }, _stats, o) {

@@ -8,8 +8,10 @@ import { z } from "zod";
 import { TableParams, type TableRules } from "../encodings/table-params.js";
 import { defineMethod, NO_NEEDS, type Targets } from "./contract.js";
 import {
+  codeBits,
   floatTypeOption,
   groupSizeOption,
+  groupsOf,
   roundingEstimate,
   targetShape,
   targetsOf,
@@ -23,6 +25,7 @@ export interface Nf4Options extends Targets {
   scale: TableRules["scaleType"];
 }
 
+const SCALE_BITS = { dq8: 8.125, f16: 16, bf16: 16, f32: 32 };
 const tableName = (o: Nf4Options) => (o.table === "fp4" ? "fp4-bnb" : "nf4");
 
 export const nf4 = defineMethod<Nf4Options>({
@@ -39,6 +42,7 @@ export const nf4 = defineMethod<Nf4Options>({
   }),
   needs: () => NO_NEEDS,
   produces: (o) => ({ encoding: "lut", bits: 4, groupSize: o.groupSize, table: tableName(o) }),
+  storedBits: (shape, o) => codeBits(shape, 4) + groupsOf(shape, o.groupSize) * SCALE_BITS[o.scale],
   estimate: (shape, o) => roundingEstimate(shape, o.groupSize, 4),
   targets: targetsOf,
   async solve(weight, { n, k, path }, _stats, o) {

@@ -17,6 +17,7 @@ import { floatTypeOption, targetShape, targetsOf } from "./shared/common-options
 import { checkFinite } from "./shared/group-params.js";
 import { hessianFactor } from "./shared/hessian-factor.js";
 import {
+  bitmapBits,
   checkSparsity,
   parsePattern,
   patternOption,
@@ -117,6 +118,7 @@ export const sparsegpt = defineMethod<SparsegptOptions>({
     .superRefine(checkSparsity),
   needs: () => ({ ...NO_NEEDS, calibration: true, hessian: true }),
   produces: ({ type }) => ({ encoding: "dense", type, codec: "bitmap" }),
+  storedBits: (shape, o) => bitmapBits(shape, o),
   estimate: ({ n, k }, o) => ({
     peakBytes: 9 * n * k + 12 * k * k + 8 * n * o.blockSize,
     flops: (4 / 3) * k ** 3 + n * k * k,

@@ -15,7 +15,7 @@ import { kmeans1d } from "../linalg/kmeans-1d.js";
 import { risingOrder, valueAtRank } from "../linalg/order.js";
 import { defineMethod, NO_NEEDS, type SiteStatsView, type Targets } from "./contract.js";
 import { columnImportance } from "./rtn.js";
-import { targetShape, targetsOf } from "./shared/common-options.js";
+import { codeBits, sideCarBits, targetShape, targetsOf } from "./shared/common-options.js";
 import { checkFinite } from "./shared/group-params.js";
 import { sparseDelta } from "./shared/sparse.js";
 
@@ -151,6 +151,8 @@ function sensitivityOf(stats: SiteStatsView | null, k: number, path: string): Fl
   return diagonal.map((x) => x / count);
 }
 
+/** Of the official settings. */
+const TYPICAL_OUTLIERS = 0.0045;
 const fraction = z.number().min(0).max(0.5);
 
 export const squeezellm = defineMethod<SqueezeOptions>({
@@ -179,6 +181,12 @@ export const squeezellm = defineMethod<SqueezeOptions>({
     table: "row",
     csr: o.sensitivity > 0 || o.outliers > 0 || o.outlierRange !== null,
   }),
+  storedBits({ n, k }, o) {
+    const table = n * 2 ** o.bits * (o.tableType === "f32" ? 32 : 16);
+    // The quartile rule decides by the weights themselves.
+    const kept = o.outlierRange === null ? o.sensitivity + o.outliers : TYPICAL_OUTLIERS;
+    return codeBits({ n, k }, o.bits) + table + sideCarBits({ n, k }, kept);
+  },
   estimate: ({ n, k }, o) => ({
     peakBytes: 10 * n * k + 4 * n * 2 ** o.bits,
     flops: n * k * (o.kmeans === "dp" ? 8 * 2 ** o.bits * Math.log2(k) : 200),

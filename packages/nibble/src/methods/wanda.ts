@@ -13,6 +13,7 @@ import { columnImportance } from "./rtn.js";
 import { floatTypeOption, targetShape, targetsOf } from "./shared/common-options.js";
 import { checkFinite } from "./shared/group-params.js";
 import {
+  bitmapBits,
   checkSparsity,
   parsePattern,
   patternOption,
@@ -132,6 +133,7 @@ export const wanda = defineMethod<WandaOptions>({
   needs: (o) =>
     o.score === "magnitude" ? NO_NEEDS : { ...NO_NEEDS, calibration: true, hessian: true },
   produces: ({ type }) => ({ encoding: "dense", type, codec: "bitmap" }),
+  storedBits: (shape, o) => bitmapBits(shape, o),
   estimate: ({ n, k }) => ({ peakBytes: 12 * n * k, flops: 20 * n * k * Math.log2(k + 1) }),
   targets: targetsOf,
   async solve(weight, { n, k, path }, stats, o) {

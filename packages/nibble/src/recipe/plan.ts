@@ -163,7 +163,9 @@ function matrix(spec: ParameterSpec): { n: number; k: number } {
 /** Bits of one module in the artifact: as its method says, or f32. */
 function storedBits(spec: ParameterSpec, assignment: Assignment | undefined): number {
   if (!assignment) return elements(spec) * 32;
-  return producedBits(assignment.method.produces(assignment.options), matrix(spec));
+  const { method, options } = assignment;
+  const shape = matrix(spec);
+  return method.storedBits?.(shape, options) ?? producedBits(method.produces(options), shape);
 }
 
 /** Codes padded to 64 columns (layout tile64), f16 scales, zeros as declared. */

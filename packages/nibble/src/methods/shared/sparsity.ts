@@ -1,5 +1,7 @@
 /** Sparsity patterns of one-shot pruning. */
 import { z } from "zod";
+import type { FloatType } from "../../encodings/types.js";
+import type { Shape } from "../contract.js";
 
 /** "2:4": of every 4 inputs 2 go (official reading: n of m are pruned). */
 export type SparsityPattern = "unstructured" | "1:4" | "2:4" | "4:8";
@@ -23,6 +25,16 @@ export function checkSparsity(
       message: `pattern ${o.pattern} decides the sparsity`,
     });
   }
+}
+
+/** Bits of a pruned matrix as bitmap and values. */
+export function bitmapBits(
+  { n, k }: Shape,
+  o: { sparsity: number; pattern: SparsityPattern; type: FloatType },
+): number {
+  const pattern = parsePattern(o.pattern);
+  const density = 1 - (pattern ? pattern.prune / pattern.of : o.sparsity);
+  return n * Math.ceil(k / 8) * 8 + n * k * density * (o.type === "f32" ? 32 : 16);
 }
 
 /** null for "unstructured". */
