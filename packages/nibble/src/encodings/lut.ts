@@ -7,15 +7,6 @@ import { unpackCodes } from "./packed-codes.js";
 import { namedTable } from "./tables.js";
 import type { Lut } from "./types.js";
 
-/** Tables side by side across the columns and down the rows. */
-export function tableTiles(lut: Lut, n: number, k: number): { down: number; across: number } {
-  if ("named" in lut.table) return { down: 1, across: 1 };
-  return {
-    down: Math.ceil(n / lut.table.rowsPerTile),
-    across: Math.ceil(k / lut.table.colsPerTile),
-  };
-}
-
 /** All tables, expanded: [tiles, classes, 2^bits] values, tiles row by row. */
 function expandTables(lut: Lut): Float32Array {
   if ("named" in lut.table) return namedTable(lut.table.named).values;
