@@ -165,15 +165,44 @@ function lastSeen(m: i32): i32 {
   return min<i32>(CHUNK - 1, p - start);
 }
 
+/** Eight f16 in the high halves of i32 lanes -> f32; exact for finite values. */
+// @ts-ignore: decorator
+@inline
+function finite(h: v128): v128 {
+  return f32x4.mul(v128.and(i32x4.shr_s(h, 3), i32x4.splat(0x8fffe000)), f32x4.splat(5.192296858534828e33));
+}
+
 /** Scales and zero points of one page of an int codec. */
 function loadParameters(plane: usize, codec: i32, zeroInt: bool, scale: usize, zero: usize): void {
   const at = plane + parametersOf(codec, headDim);
-  for (let i: usize = 0; i < 32; i += 4) {
-    const s = loadHalf4(at + (i << 1));
-    let z = loadHalf4(at + 64 + (i << 1));
-    if (zeroInt) z = f32x4.mul(s, z);
-    v128.store(scale + (i << 2), s);
-    v128.store(zero + (i << 2), z);
+  const none = i32x4.splat(0);
+  const exponent = i16x8.splat(0x7c00);
+  for (let i: usize = 0; i < 64; i += 16) {
+    const s = v128.load(at + i);
+    const z = v128.load(at + i, 64);
+    let s0 = finite(i16x8.shuffle(none, s, 0, 8, 1, 9, 2, 10, 3, 11));
+    let s1 = finite(i16x8.shuffle(none, s, 4, 12, 5, 13, 6, 14, 7, 15));
+    let z0 = finite(i16x8.shuffle(none, z, 0, 8, 1, 9, 2, 10, 3, 11));
+    let z1 = finite(i16x8.shuffle(none, z, 4, 12, 5, 13, 6, 14, 7, 15));
+    const odd = v128.or(
+      i16x8.eq(v128.and(s, exponent), exponent),
+      i16x8.eq(v128.and(z, exponent), exponent),
+    );
+    if (v128.any_true(odd)) {
+      s0 = loadHalf4(at + i);
+      s1 = loadHalf4(at + i + 8);
+      z0 = loadHalf4(at + 64 + i);
+      z1 = loadHalf4(at + 64 + i + 8);
+    }
+    if (zeroInt) {
+      z0 = f32x4.mul(s0, z0);
+      z1 = f32x4.mul(s1, z1);
+    }
+    const to = i << 1;
+    v128.store(scale + to, s0);
+    v128.store(scale + to, s1, 16);
+    v128.store(zero + to, z0);
+    v128.store(zero + to, z1, 16);
   }
 }
 
@@ -490,20 +519,51 @@ export function softmaxChunk(): void {
   }
 }
 
-/** 16 unsigned bytes as f32. */
+/**
+ * Four vectors of f32 from bits `shift`, shift + 8, + 16, + 24 of each i32 lane: dims r, 4 + r, 8 + r, 12 + r of a group of
+ * 16 in vector r. Cheaper than widening in order; `finishHead` transposes the sums back.
+ */
 // @ts-ignore: decorator
 @inline
-function widen16(v: v128, out: usize): void {
-  const low = i16x8.extend_low_i8x16_u(v);
-  const high = i16x8.extend_high_i8x16_u(v);
-  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_u(low)));
-  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_u(low)), 16);
-  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_u(high)), 32);
-  v128.store(out, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_u(high)), 48);
+function spread16(v: v128, shift: i32, mask: v128, out: usize): void {
+  v128.store(out, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, shift), mask)));
+  v128.store(out, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, shift + 8), mask)), 16);
+  v128.store(out, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, shift + 16), mask)), 32);
+  v128.store(out, f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, shift + 24), mask)), 48);
 }
 
-/** Values of slots first..last of a page as f32 [slot][accStride]; slot 0 stands at `panel`. */
+/** Whether sums of values stand transposed in groups of 16 dims. */
+export function isSpread(codec: i32, dim: i32): bool {
+  return isInt(codec) && (dim & 31) == 0;
+}
+
+/** dst[headDim] = acc * (1 / sum), dims in order. */
+export function finishHead(dst: usize, acc: usize, sum: f32, dim: i32): void {
+  const inverse = f32x4.splat(<f32>1 / sum);
+  const end = (<usize>dim) << 2;
+  if (!isSpread(codecOf(false), dim)) {
+    for (let i: usize = 0; i < end; i += 16) v128.store(dst + i, f32x4.mul(v128.load(acc + i), inverse));
+    return;
+  }
+  for (let i: usize = 0; i < end; i += 64) {
+    const a = f32x4.mul(v128.load(acc + i), inverse);
+    const b = f32x4.mul(v128.load(acc + i, 16), inverse);
+    const c = f32x4.mul(v128.load(acc + i, 32), inverse);
+    const d = f32x4.mul(v128.load(acc + i, 48), inverse);
+    const ab0 = i32x4.shuffle(a, b, 0, 4, 1, 5);
+    const ab1 = i32x4.shuffle(a, b, 2, 6, 3, 7);
+    const cd0 = i32x4.shuffle(c, d, 0, 4, 1, 5);
+    const cd1 = i32x4.shuffle(c, d, 2, 6, 3, 7);
+    v128.store(dst + i, i64x2.shuffle(ab0, cd0, 0, 2));
+    v128.store(dst + i, i64x2.shuffle(ab0, cd0, 1, 3), 16);
+    v128.store(dst + i, i64x2.shuffle(ab1, cd1, 0, 2), 32);
+    v128.store(dst + i, i64x2.shuffle(ab1, cd1, 1, 3), 48);
+  }
+}
+
+/** Values of slots first..last of a page as f32 [slot][accStride] (isSpread: in that order); slot 0 stands at `panel`. */
 function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
+  const spread = isSpread(codec, headDim);
   for (let slot = first; slot <= last; slot++) {
     const out = panel + <usize>slot * accStride;
     const row = <usize>slot * <usize>headDim;
@@ -511,7 +571,9 @@ function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
       memory.copy(out, plane + (row << 2), (<usize>headDim) << 2);
     } else if (codec == CODEC_INT8) {
       let d: usize = 0;
-      for (; d + 16 <= <usize>headDim; d += 16) widen16(v128.load(plane + row + d), out + (d << 2));
+      if (spread) {
+        for (; d < <usize>headDim; d += 16) spread16(v128.load(plane + row + d), 0, i32x4.splat(255), out + (d << 2));
+      }
       for (; d < <usize>headDim; d += 4) {
         const v = i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(plane + row + d)));
         v128.store(out + (d << 2), f32x4.convert_i32x4_s(v));
@@ -524,11 +586,13 @@ function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
       const end = at + ((<usize>headDim) >> 1);
       while (at < end) {
         let i: usize = 0;
-        for (; i + 16 <= half; i += 16) {
-          const v = v128.load(at);
-          widen16(v128.and(v, i8x16.splat(15)), block + (i << 2));
-          widen16(v128.and(i16x8.shr_u(v, 4), i8x16.splat(15)), block + ((i + half) << 2));
-          at += 16;
+        if (spread) {
+          for (; i < half; i += 16) {
+            const v = v128.load(at);
+            spread16(v, 0, mask, block + (i << 2));
+            spread16(v, 4, mask, block + ((i + half) << 2));
+            at += 16;
+          }
         }
         for (; i < half; i += 4) {
           const v = i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(v128.load32_zero(at)));

@@ -10,7 +10,7 @@ import { openCache, positionLimit, slotLimit } from "./cache";
 import { barrier, fail, operand, place, scratch, thread, threads } from "./control";
 import { rowAt } from "./elementwise";
 import {
-  addValues, loadPages, openBlock, prepareQueries, scoreKeys, softmaxChunk, chunkAcc, chunkMax, chunkSum,
+  addValues, finishHead, loadPages, openBlock, prepareQueries, scoreKeys, softmaxChunk, chunkAcc, chunkMax, chunkSum,
   accStride, queryLimit, blockQueries,
 } from "./attention-chunk";
 import { exp1 } from "./math";
@@ -38,14 +38,6 @@ function merge(state: usize, acc: usize, mx: f32, sum: f32, part: usize, count: 
   store<f32>(state, top);
   store<f32>(state, load<f32>(state, 4) * a + sum * b, 4);
   blend(acc, part, a, b, count);
-}
-
-/** dst[headDim] = acc * (1 / sum). */
-function finish(dst: usize, acc: usize, sum: f32, headDim: i32): void {
-  const inverse = f32x4.splat(<f32>1 / sum);
-  for (let i: usize = 0; i < ((<usize>headDim) << 2); i += 16) {
-    v128.store(dst + i, f32x4.mul(v128.load(acc + i), inverse));
-  }
 }
 
 // @ts-ignore: decorator
@@ -99,7 +91,7 @@ function runBlock(pc: usize, m0: i32, m1: i32, kvHead: i32, h0: i32, h1: i32): v
   }
   for (let q = 0; q < blockQueries; q++) {
     const dst = rowAt(place(pc, ATTENTION_DST_AT), m0 + q / heads, operand(pc, ATTENTION_LD_DST));
-    finish(
+    finishHead(
       rowAt(dst, h0 + (q % heads), headDim),
       acc + <usize>q * accStride, load<f32>(state + <usize>q * 8, 4), headDim,
     );
@@ -174,7 +166,7 @@ function runParts(pc: usize, rows: i32): void {
           merge(scratch, acc, load<f32>(part), load<f32>(part, 4), part + 8, headDim);
         }
         const dst = rowAt(place(pc, ATTENTION_DST_AT), m, operand(pc, ATTENTION_LD_DST));
-        finish(rowAt(dst, kvHead * group + h, headDim), acc, load<f32>(scratch, 4), headDim);
+        finishHead(rowAt(dst, kvHead * group + h, headDim), acc, load<f32>(scratch, 4), headDim);
       }
       item += chunks;
     }
