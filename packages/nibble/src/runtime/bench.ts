@@ -61,7 +61,10 @@ export function median(values: number[]): number {
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? upper) + upper) / 2;
 }
 
-export async function benchModel(opened: OpenedModel, options: BenchOptions = {}): Promise<BenchResult> {
+export async function benchModel(
+  opened: OpenedModel,
+  options: BenchOptions = {},
+): Promise<BenchResult> {
   const prefill = options.prefill ?? 512;
   const decode = options.decode ?? 64;
   const depth = options.depth ?? 0;
@@ -70,10 +73,14 @@ export async function benchModel(opened: OpenedModel, options: BenchOptions = {}
   const { runner, compiled, kv } = opened;
   const need = Math.max(prefill, depth + decode + 1);
   if (need > compiled.maxContext) {
-    throw new UsageError(`${need} tokens are needed, the model was opened for ${compiled.maxContext}`);
+    throw new UsageError(
+      `${need} tokens are needed, the model was opened for ${compiled.maxContext}`,
+    );
   }
   if (batch > runner.tables.sequences) {
-    throw new UsageError(`batch ${batch} needs as many sequences, the model was opened for ${runner.tables.sequences}`);
+    throw new UsageError(
+      `batch ${batch} needs as many sequences, the model was opened for ${runner.tables.sequences}`,
+    );
   }
   const rng = new Philox(0, "bench");
   const vocab = compiled.config.vocabSize;
@@ -83,7 +90,10 @@ export async function benchModel(opened: OpenedModel, options: BenchOptions = {}
   const prefillRound = async () => {
     runner.tables.truncate(0, 0);
     const started = performance.now();
-    await runner.prefill(0, tokens.subarray(0, prefill), 0, { logits: true, signal: options.signal });
+    await runner.prefill(0, tokens.subarray(0, prefill), 0, {
+      logits: true,
+      signal: options.signal,
+    });
     return prefill / ((performance.now() - started) / 1000);
   };
   const decodeRound = async () => {

@@ -33,6 +33,10 @@ export async function loadModel(name: string, options: LoadOptions = {}): Promis
 
 /** What the user named, without the folders of this machine. */
 function modelId(name: string): string {
-  const isPath = name.startsWith(".") || name.startsWith("/") || name.includes("\\") || name.split("/").length !== 2;
+  const isPath =
+    name.startsWith(".") ||
+    name.startsWith("/") ||
+    name.includes("\\") ||
+    name.split("/").length !== 2;
   return isPath ? basename(name.replace(/\/+$/, "")) : name;
 }

@@ -17,9 +17,7 @@ export async function openModel(
   const { signal, log } = options;
   const model = await loadModel(source, {
     ...(signal ? { signal } : {}),
-    ...(log
-      ? { onProgress: (event) => void (event.type === "log" && log(event.message)) }
-      : {}),
+    ...(log ? { onProgress: (event) => void (event.type === "log" && log(event.message)) } : {}),
   });
   try {
     const opened = await openLoaded(model, options);

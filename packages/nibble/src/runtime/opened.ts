@@ -1,14 +1,14 @@
 /** A model made ready to run: its cache planned, compiled for a backend. Runs in Node and in the browser. */
 import { UsageError } from "../core/errors.js";
+import { defaultThreads } from "../core/memory.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { planCache } from "../kv/cache.js";
 import { kvPreset, resolveKv } from "../kv/presets.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
-import { type KvRecipe, type Model } from "../model/model.js";
+import type { KvRecipe, Model } from "../model/model.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { Runner } from "./runner.js";
-import { defaultThreads } from "../core/memory.js";
 
 export interface OpenOptions {
   backend?: "auto" | BackendId;
@@ -40,7 +40,9 @@ export interface OpenedModel {
  */
 export async function openLoaded(model: Model, options: OpenOptions = {}): Promise<OpenedModel> {
   const kv = resolveKv(
-    typeof options.kv === "string" ? kvPreset(options.kv) : (options.kv ?? model.kv ?? kvPreset("fp32")),
+    typeof options.kv === "string"
+      ? kvPreset(options.kv)
+      : (options.kv ?? model.kv ?? kvPreset("fp32")),
     model.config,
   );
   const threads = options.threads ?? defaultThreads();

@@ -49,7 +49,9 @@ export class Runner {
     const { model } = this;
     const n = rows.tokens.length;
     if (n > model.maxRows || logitRows.length > model.maxLogitRows) {
-      throw new UsageError(`${n} rows with ${logitRows.length} logits exceed ${model.maxRows} and ${model.maxLogitRows}`);
+      throw new UsageError(
+        `${n} rows with ${logitRows.length} logits exceed ${model.maxRows} and ${model.maxLogitRows}`,
+      );
     }
     this.#dynamicRope(rows);
     const { arena, io, registers } = model;
@@ -83,7 +85,8 @@ export class Runner {
     const { arena, io, registers } = model;
     const count = targets.length;
     const index = arena.i32(io.logitIndexAt, count);
-    for (let i = 0; i < count; i++) index[i] = typeof rows === "number" ? rows + i : (rows[i] as number);
+    for (let i = 0; i < count; i++)
+      index[i] = typeof rows === "number" ? rows + i : (rows[i] as number);
     arena.i32(io.targetsAt, count).set(targets);
     registers[REGISTER.rows] = 0;
     registers[REGISTER.logitRows] = count;
@@ -112,11 +115,16 @@ export class Runner {
    * KL(reference || this model) and top-1 agreement for the logit rows of the last `score`.
    * @param reference logits [count, vocabSize] row by row
    */
-  async divergence(count: number, reference: (row: number) => Float32Array): Promise<{ kl: number; same: boolean }[]> {
+  async divergence(
+    count: number,
+    reference: (row: number) => Float32Array,
+  ): Promise<{ kl: number; same: boolean }[]> {
     const { model } = this;
     const { arena, io, registers } = model;
     for (let i = 0; i < count; i++) {
-      arena.f32(io.referenceAt + (i * this.#vocabRows * 4) / LINE, this.vocabSize).set(reference(i));
+      arena
+        .f32(io.referenceAt + (i * this.#vocabRows * 4) / LINE, this.vocabSize)
+        .set(reference(i));
     }
     registers[REGISTER.rows] = 0;
     registers[REGISTER.logitRows] = 0;
@@ -135,7 +143,11 @@ export class Runner {
     slot: number,
     tokens: ArrayLike<number>,
     from: number,
-    options: { logits: boolean; signal?: AbortSignal | undefined; onChunk?: (done: number) => void },
+    options: {
+      logits: boolean;
+      signal?: AbortSignal | undefined;
+      onChunk?: (done: number) => void;
+    },
   ): Promise<void> {
     this.tables.reserve(slot, from + tokens.length);
     for (let start = 0; start < tokens.length; start += this.model.maxRows) {

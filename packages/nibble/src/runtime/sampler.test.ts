@@ -4,7 +4,11 @@ import { argmax, Sampler } from "./sampler.js";
 
 const logitsOf = (p: number[]) => Float32Array.from(p, Math.log);
 
-function frequencies(p: number[], options: ConstructorParameters<typeof Sampler>[0], draws = 4000): number[] {
+function frequencies(
+  p: number[],
+  options: ConstructorParameters<typeof Sampler>[0],
+  draws = 4000,
+): number[] {
   const sampler = new Sampler(options);
   const counts = p.map(() => 0);
   for (let i = 0; i < draws; i++) {
@@ -36,10 +40,30 @@ describe("sampler", () => {
   });
 
   it("top-k keeps k tokens, top-p the smallest set that reaches p, min-p drops the unlikely", () => {
-    expect(frequencies(p, { temperature: 1, topK: 2 }).map((f) => f > 0)).toEqual([true, true, false, false]);
-    expect(frequencies(p, { temperature: 1, topP: 0.8 }).map((f) => f > 0)).toEqual([true, true, true, false]);
-    expect(frequencies(p, { temperature: 1, topP: 0.75 }).map((f) => f > 0)).toEqual([true, true, false, false]);
-    expect(frequencies(p, { temperature: 1, minP: 0.25 }).map((f) => f > 0)).toEqual([true, true, true, false]);
+    expect(frequencies(p, { temperature: 1, topK: 2 }).map((f) => f > 0)).toEqual([
+      true,
+      true,
+      false,
+      false,
+    ]);
+    expect(frequencies(p, { temperature: 1, topP: 0.8 }).map((f) => f > 0)).toEqual([
+      true,
+      true,
+      true,
+      false,
+    ]);
+    expect(frequencies(p, { temperature: 1, topP: 0.75 }).map((f) => f > 0)).toEqual([
+      true,
+      true,
+      false,
+      false,
+    ]);
+    expect(frequencies(p, { temperature: 1, minP: 0.25 }).map((f) => f > 0)).toEqual([
+      true,
+      true,
+      true,
+      false,
+    ]);
   });
 
   it("the floors of the sort do not change the result of top-p", () => {
@@ -53,7 +77,9 @@ describe("sampler", () => {
           const max = Math.max(...values);
           const weights = Array.from(values, (x) => Math.exp(x - max));
           const total = weights.reduce((a, b) => a + b, 0);
-          const order = weights.map((_, i) => i).sort((a, b) => (weights[b] ?? 0) - (weights[a] ?? 0) || a - b);
+          const order = weights
+            .map((_, i) => i)
+            .sort((a, b) => (weights[b] ?? 0) - (weights[a] ?? 0) || a - b);
           const kept = new Set<number>();
           let mass = 0;
           for (const i of order) {

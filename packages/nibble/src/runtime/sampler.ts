@@ -21,7 +21,12 @@ export interface SamplingOptions {
 
 /** @throws UsageError naming the option that is out of range. */
 export function checkSampling(options: SamplingOptions): void {
-  const check = (name: string, value: number | undefined, ok: (v: number) => boolean, range: string) => {
+  const check = (
+    name: string,
+    value: number | undefined,
+    ok: (v: number) => boolean,
+    range: string,
+  ) => {
     if (value !== undefined && !(Number.isFinite(value) && ok(value))) {
       throw new UsageError(`${name} is ${value}, expected ${range}`);
     }
@@ -105,7 +110,12 @@ export class Sampler {
 }
 
 /** First token at which the running sum of weights exceeds `goal`. */
-function pick(weights: Float64Array, tokens: number[] | null, goal: number, fallback: number): number {
+function pick(
+  weights: Float64Array,
+  tokens: number[] | null,
+  goal: number,
+  fallback: number,
+): number {
   let left = goal;
   const count = tokens ? tokens.length : weights.length;
   for (let i = 0; i < count; i++) {
@@ -136,7 +146,8 @@ function mostLikely(weights: Float64Array, total: number, topK: number, topP: nu
     list.sort((a, b) => (weights[b] as number) - (weights[a] as number) || a - b);
     const first = topK > 0 ? list.slice(0, topK) : list;
     if (topP === 1) return first;
-    const whole = topK > 0 ? first.reduce((sum, token) => sum + (weights[token] as number), 0) : total;
+    const whole =
+      topK > 0 ? first.reduce((sum, token) => sum + (weights[token] as number), 0) : total;
     let reached = 0;
     const end = first.findIndex((token) => {
       reached += weights[token] as number;

@@ -3,7 +3,7 @@
  * is certain. One session uses one cache slot; sessions of one opened model take turns.
  */
 import { UsageError } from "../core/errors.js";
-import { type ChatMessage, renderChat } from "../model/chat-template.js";
+import { type ChatMessage, encodeChat, hasChatTemplate } from "../model/chat-template.js";
 import type { OpenedModel } from "./opened.js";
 import { Sampler, type SamplingOptions } from "./sampler.js";
 
@@ -45,7 +45,9 @@ export class Session {
 
   constructor(opened: OpenedModel, slot = 0) {
     if (!(slot >= 0 && slot < opened.runner.tables.sequences)) {
-      throw new UsageError(`cache slot ${slot} does not exist: the model was opened for ${opened.runner.tables.sequences} sequences`);
+      throw new UsageError(
+        `cache slot ${slot} does not exist: the model was opened for ${opened.runner.tables.sequences} sequences`,
+      );
     }
     this.#opened = opened;
     this.#slot = slot;
@@ -62,31 +64,53 @@ export class Session {
     this.#opened.runner.tables.truncate(this.#slot, 0);
   }
 
-  /** Text of a chat, ready for generate(…, { raw: true }). @throws ModelError for a model without a chat template. */
-  renderChat(messages: ChatMessage[]): string {
-    return renderChat(this.#opened.model.files, messages, { addGenerationPrompt: true });
+  /** Whether the model knows turns; a base model continues text and has no template. */
+  get canChat(): boolean {
+    return this.#opened.tokenizer !== null && hasChatTemplate(this.#opened.model.files);
+  }
+
+  /**
+   * Ids of a chat, ready for generate(). Control tokens that messages spell out stay ordinary text.
+   * @throws ModelError for a model without a chat template
+   */
+  encodeChat(messages: readonly ChatMessage[]): number[] {
+    const { tokenizer, model } = this.#opened;
+    if (!tokenizer) throw new UsageError("this model has no tokenizer");
+    return encodeChat(tokenizer, model.files, messages, { addGenerationPrompt: true }).ids;
   }
 
   /**
    * Streams the continuation of a prompt (text or token ids). Tokens that the cache already holds are not run again.
    * @throws UsageError for an empty prompt, ResourceError when the prompt exceeds the context
    */
-  async *generate(prompt: string | number[], options: GenerateOptions = {}): AsyncGenerator<GeneratedPiece> {
+  async *generate(
+    prompt: string | number[],
+    options: GenerateOptions = {},
+  ): AsyncGenerator<GeneratedPiece> {
     const { runner, tokenizer, model, compiled } = this.#opened;
     const sampler = new Sampler(options);
     const ids =
       typeof prompt === "string" ? this.#encode(prompt, options.raw === true) : Array.from(prompt);
     if (ids.length === 0) throw new UsageError("the prompt is empty");
     const limit = options.maxTokens ?? 256;
-    if (!(Number.isInteger(limit) && limit > 0)) throw new UsageError(`maxTokens is ${limit}, expected an integer > 0`);
+    if (!(Number.isInteger(limit) && limit > 0))
+      throw new UsageError(`maxTokens is ${limit}, expected an integer > 0`);
 
     const started = performance.now();
     // At least the last prompt token must run: its logits start the answer.
     let shared = 0;
-    while (shared < ids.length - 1 && shared < this.#cached.length && ids[shared] === this.#cached[shared]) shared++;
+    while (
+      shared < ids.length - 1 &&
+      shared < this.#cached.length &&
+      ids[shared] === this.#cached[shared]
+    )
+      shared++;
     runner.tables.truncate(this.#slot, shared);
     this.#cached.length = shared;
-    await runner.prefill(this.#slot, ids.slice(shared), shared, { logits: true, signal: options.signal });
+    await runner.prefill(this.#slot, ids.slice(shared), shared, {
+      logits: true,
+      signal: options.signal,
+    });
     this.#cached = ids.slice();
     const prefillSeconds = (performance.now() - started) / 1000;
 
@@ -149,7 +173,9 @@ export class Session {
   #encode(text: string, raw: boolean): number[] {
     const { tokenizer } = this.#opened;
     if (!tokenizer) {
-      throw new UsageError("this model has no tokenizer", { hint: "give token ids, or a folder with tokenizer.json" });
+      throw new UsageError("this model has no tokenizer", {
+        hint: "give token ids, or a folder with tokenizer.json",
+      });
     }
     return tokenizer.encode(text, { special: !raw });
   }

@@ -1,5 +1,6 @@
 /** `nibble run`: completes a prompt, or chats when there is none. */
 import { UsageError } from "../../core/errors.js";
+import { chatLoop } from "../chat.js";
 import {
   defined,
   type EngineFlags,
@@ -10,7 +11,7 @@ import {
   parseKv,
   repeated,
 } from "../options.js";
-import { defineVerb, type VerbContext } from "../verb.js";
+import { defineVerb } from "../verb.js";
 
 interface Options extends EngineFlags {
   prompt?: string;
@@ -18,6 +19,8 @@ interface Options extends EngineFlags {
   temperature?: number;
   topK?: number;
   topP?: number;
+  minP?: number;
+  repetitionPenalty?: number;
   seed: number;
   system?: string;
   stop?: string[];
@@ -49,6 +52,16 @@ export const run = defineVerb<Options>({
         "--top-p <p>",
         "sample from the likeliest tokens that sum to p",
         number("--top-p", 0, 1),
+      )
+      .option(
+        "--min-p <p>",
+        "drop tokens less likely than p times the likeliest",
+        number("--min-p", 0, 1),
+      )
+      .option(
+        "--repetition-penalty <x>",
+        "above 1: repeat less (default: 1)",
+        number("--repetition-penalty", 0.01),
       )
       .option("--seed <n>", "seed of the sampling", integer("--seed", 0, 2 ** 32 - 1), 0)
       .option("--system <text>", "system message of the chat")
@@ -83,20 +96,26 @@ export const run = defineVerb<Options>({
     });
     try {
       const session = createSession(opened);
-      if (prompt === undefined) return await chat(context, session, options);
-      const sampling = samplingOf(options, 0);
-      const templated = !options.raw && hasTemplate(opened.model.files);
+      if (prompt === undefined) {
+        const answers = await chatLoop(context, session, {
+          ...samplingOf(options, 0.7),
+          maxTokens: options.tokens,
+          system: options.system,
+          ...defined({ stop: options.stop }),
+        });
+        return { result: { answers }, text: "" };
+      }
+      const templated = !options.raw && session.canChat;
       const messages = [
         ...(options.system === undefined
           ? []
           : [{ role: "system" as const, content: options.system }]),
         { role: "user" as const, content: prompt },
       ];
-      const text = templated ? session.renderChat(messages) : prompt;
-      for await (const piece of session.generate(text, {
-        ...sampling,
+      const input = templated ? session.encodeChat(messages) : prompt;
+      for await (const piece of session.generate(input, {
+        ...samplingOf(options, 0),
         maxTokens: options.tokens,
-        raw: templated,
         signal: context.signal,
         ...defined({ stop: options.stop }),
       })) {
@@ -128,50 +147,11 @@ function samplingOf(options: Options, temperature: number) {
   return {
     temperature: options.temperature ?? temperature,
     seed: options.seed,
-    ...defined({ topK: options.topK, topP: options.topP }),
+    ...defined({
+      topK: options.topK,
+      topP: options.topP,
+      minP: options.minP,
+      repetitionPenalty: options.repetitionPenalty,
+    }),
   };
-}
-
-/** Base models have no template: their prompt is fed as it is. */
-function hasTemplate(files: ReadonlyMap<string, Uint8Array>): boolean {
-  if (files.has("chat_template.jinja")) return true;
-  const config = files.get("tokenizer_config.json");
-  return config !== undefined && new TextDecoder().decode(config).includes('"chat_template"');
-}
-
-type Session = ReturnType<typeof import("../../runtime/session.js").createSession>;
-type Message = Parameters<Session["renderChat"]>[0][number];
-
-/** Reads lines until the end of input or Ctrl-C at the prompt; Ctrl-C while an answer is written ends the answer. */
-async function chat(context: VerbContext, session: Session, options: Options) {
-  const { createInterface } = await import("node:readline/promises");
-  const lines = createInterface({ input: process.stdin, output: process.stdout });
-  context.output.log("chat: an empty line or Ctrl-D ends it");
-  const messages: Message[] =
-    options.system === undefined ? [] : [{ role: "system", content: options.system }];
-  let answers = 0;
-  try {
-    for (;;) {
-      const line = await lines.question("> ", { signal: context.signal }).catch(() => "");
-      if (line.trim() === "") break;
-      messages.push({ role: "user", content: line });
-      let answer = "";
-      for await (const piece of session.generate(session.renderChat(messages), {
-        ...samplingOf(options, 0.7),
-        maxTokens: options.tokens,
-        raw: true,
-        signal: context.signal,
-        ...defined({ stop: options.stop }),
-      })) {
-        answer += piece.text;
-        context.output.stream(piece.text);
-      }
-      context.output.stream("\n");
-      messages.push({ role: "assistant", content: answer });
-      answers++;
-    }
-  } finally {
-    lines.close();
-  }
-  return { result: { answers }, text: "" };
 }

@@ -1,5 +1,6 @@
 /** `nibble start`, the end of `npm start`: makes the default model small, shows what that gained and cost, then chats. */
 import { formatBytes, formatSeconds } from "../../core/memory.js";
+import { chatLoop } from "../chat.js";
 import { defined, type EngineFlags, engineOptions } from "../options.js";
 import { table } from "../output.js";
 import { defineVerb } from "../verb.js";
@@ -12,7 +13,8 @@ export const start = defineVerb<EngineFlags>({
   define(command) {
     engineOptions(command);
   },
-  async run({ onProgress, signal, interactive }, _args, options) {
+  async run(context, _args, options) {
+    const { onProgress, signal, interactive, output } = context;
     const { runMainJob } = await import("../../recipe/main-job.js");
     const { report, artifact, cached } = await runMainJob({
       backend: options.backend,
@@ -52,10 +54,36 @@ export const start = defineVerb<EngineFlags>({
       "",
       cached ? "(from an earlier start)" : `took ${formatSeconds(report.seconds)}`,
       `artifact: ${artifact}`,
-      interactive
-        ? `chat with it: node packages/nibble/bin/nibble.js run ${artifact}`
-        : `try it: node packages/nibble/bin/nibble.js run ${artifact} -p "The capital of France is"`,
+      `run it again: node packages/nibble/bin/nibble.js run ${artifact} -p "…"`,
     ];
-    return { result: { ...report, artifact, cached }, text: lines.join("\n") };
+    const text = lines.join("\n");
+    const { openModel } = await import("../../runtime/open.js");
+    const { createSession } = await import("../../runtime/session.js");
+    const opened = await openModel(artifact, {
+      backend: options.backend,
+      signal,
+      ...defined({ threads: options.threads }),
+    });
+    try {
+      const session = createSession(opened);
+      if (interactive) {
+        output.stream(`${text}\n`);
+        const answers = await chatLoop(context, session, { temperature: 0.7, maxTokens: 256 });
+        return { result: { ...report, artifact, cached, answers }, text: "" };
+      }
+      const question = "What is gravity?";
+      const pieces: string[] = [];
+      const prompt = session.encodeChat([{ role: "user", content: question }]);
+      for await (const piece of session.generate(prompt, { maxTokens: 64, signal })) {
+        pieces.push(piece.text);
+      }
+      const sample = { question, answer: pieces.join("") };
+      return {
+        result: { ...report, artifact, cached, sample },
+        text: `${text}\n\n> ${sample.question}\n${sample.answer}`,
+      };
+    } finally {
+      await opened.close();
+    }
   },
 });
