@@ -6,6 +6,21 @@
 
 typedef struct nb_output { float *dst; int64_t ld; int epilogue; } nb_output;
 
+/* Brings the lines that a tile will write near, so that its stores do not wait. */
+INLINE void nb_prefetch_output(const nb_output *o, int64_t panel, int64_t m0, int rows) {
+  const int columns = o->epilogue == EPILOGUE_SWIGLU ? 16 : 32;
+  for (int m = 0; m < rows; m++) {
+    const float *dst = o->dst + (m0 + m) * o->ld + panel * columns;
+    __builtin_prefetch(dst, 1);
+    __builtin_prefetch(dst + columns - 1, 1);
+  }
+}
+
+/* A full panel that is stored as it is. */
+INLINE int nb_is_plain(const nb_output *o, const nb_weight *w, int64_t panel) {
+  return o->epilogue == EPILOGUE_STORE && !w->bias && w->n - panel * 32 >= 32;
+}
+
 INLINE void nb_emit(const nb_output *o, const nb_weight *w, int64_t panel, int64_t m, vf y0, vf y1) {
   if (w->bias) {
     y0 = v_add(y0, v_load(w->bias + panel * 32));

@@ -8,6 +8,18 @@
 #include "epilogue.h"
 #include "int_dots.h"
 
+/*
+ * What one group of twelve rows brings: scales, and the zero point's part of the sums. A tile that starts at the i-th of
+ * the twelve uses this struct from start + i on: both arrays then begin with its first row.
+ */
+typedef struct { int32_t start[12]; float scale[12]; } row_terms;
+
+enum {
+  FOLD_START, /* const integer zero: -z * sum starts the accumulator */
+  FOLD_PAIR,  /* integer zeros of channels: one more dot product, of (z, 128 z) with the sum in two halves */
+  FOLD_NONE   /* float zeros, asymmetric activations: finish_group */
+};
+
 typedef struct {
   nb_weight w;
   nb_output out;
@@ -17,8 +29,10 @@ typedef struct {
   int64_t ld, rows;
   int per_group; /* activations have a scale for each group */
   int zero_int;
-  int plain;     /* const integer zero, symmetric activations: -z * sum starts the accumulator */
+  int folding;   /* how the zero point enters the accumulators */
   int32_t z;     /* const integer zero */
+  row_terms *terms; /* [block][group] of the rows in this pass; block = 12 rows */
+  int64_t first;    /* first row of the pass */
 } linear;
 
 /* Every other kind of zero: acc [rows][32] of one group is added to y [rows][32]. */
@@ -60,65 +74,110 @@ static __attribute__((noinline)) void emit_rows(const linear *l, int64_t panel, 
 
 typedef void (*tile_function)(const linear *, int64_t panel, const nb_panel *, int64_t m0);
 
+/* acc += zeros (z, 128 z as two i16) times one row's -sum in two halves. Exact while |sum| < 2^21. */
+INLINE vi fold_zero(vi acc, vi zeros, int32_t halves) {
+#if defined(__AVX512VNNI__)
+  acc.p[0] = (pi)_mm512_dpwssd_epi32((__m512i)acc.p[0], (__m512i)zeros.p[0], _mm512_set1_epi32(halves));
+  return acc;
+#else
+  const int32_t sum = (int16_t)halves + (halves >> 16) * 128;
+  return vi_add(acc, vi_mul(vi_and(zeros, vi_set(0xffff)), vi_set(sum)));
+#endif
+}
+static int32_t in_halves(int32_t sum) {
+  const int32_t x = -sum;
+  return (int32_t)((uint32_t)(x >> 7) << 16) | (x & 127);
+}
+#define MAX_PAIR_COLUMNS 16384 /* 2^21 / 128 */
+
 /*
  * Rows m0..m0+M of one panel of `bits`-bit codes. Sums over groups start from -0, which adds to nothing, not even to a
  * zero of either sign. FAR: bytes to prefetch ahead (a stream from memory), 0 for panels in the cache.
  */
 #define DECLARE(m) vi a##m, c##m;
-#define START(m) a##m = c##m = vi_set(starts[m]);
+#define START(m) a##m = c##m = vi_set(folding == FOLD_START ? r->start[m] : 0);
 #define CLEAR(m)                       \
   v_store(y + (m) * 32, v_set(-0.0f)); \
   v_store(y + (m) * 32 + 16, v_set(-0.0f));
-#define DOT(m)                                                     \
-  {                                                                \
-    const int32_t quad = nb_four(NB_ROW(m, ld) + 4 * i);           \
-    a##m = nb_dot(wide, a##m, w0, quad);                           \
-    c##m = nb_dot(wide, c##m, w1, quad);                           \
+#define DOT(m)                                           \
+  {                                                      \
+    const int32_t quad = nb_four(NB_ROW(m, ld) + 4 * i); \
+    a##m = nb_dot(wide, a##m, w0, quad);                 \
+    c##m = nb_dot(wide, c##m, w1, quad);                 \
   }
-#define SCALE(m)                                                                                        \
-  {                                                                                                     \
-    const vf sx = v_set(scales[m]);                                                                     \
-    float *to = y + (m) * 32;                                                                           \
-    v_store(to, v_add(v_load(to), v_mul(vi_to_float(a##m), v_mul(sx, s0))));                            \
-    v_store(to + 16, v_add(v_load(to + 16), v_mul(vi_to_float(c##m), v_mul(sx, s1))));                  \
+#define PAIR(m)                              \
+  a##m = fold_zero(a##m, z0, r->start[m]);   \
+  c##m = fold_zero(c##m, z1, r->start[m]);
+#define SCALE(m)                                                                                \
+  {                                                                                             \
+    const vf sx = v_set(r->scale[m]);                                                           \
+    float *to = y + (m) * 32;                                                                   \
+    v_store(to, v_add(v_load(to), v_mul(vi_to_float(a##m), v_mul(sx, s0))));                    \
+    v_store(to + 16, v_add(v_load(to + 16), v_mul(vi_to_float(c##m), v_mul(sx, s1))));          \
+  }
+/* The only group: nothing to add to, and plain outputs go straight where they belong. */
+#define SCALE_ONLY(m)                                                       \
+  {                                                                         \
+    const vf sx = v_set(r->scale[m]);                                       \
+    v_store(only + (m) * step, v_mul(vi_to_float(a##m), v_mul(sx, s0)));    \
+    v_store(only + (m) * step + 16, v_mul(vi_to_float(c##m), v_mul(sx, s1))); \
   }
 #define KEEP(m)                     \
   vi_store(acc + (m) * 32, a##m);   \
   vi_store(acc + (m) * 32 + 16, c##m);
 
+/* Short code where tiles are small. */
+#if INT_TILE == 12
+#define EIGHT _Pragma("GCC unroll 8")
+#else
+#define EIGHT _Pragma("GCC unroll 1")
+#endif
+
 #define TILE_AS(name, bits, WIDE, M, FAR)                                                                              \
   static __attribute__((noinline)) void name(const linear *l, int64_t panel, const nb_panel *p, int64_t m0) {          \
     const nb_weight *w = &l->w;                                                                                        \
-    const int64_t ld = l->ld;                                                                                          \
-    const int wide = WIDE;                                                                                             \
-    float y[M * 32], scales[M];                                                                                        \
-    int32_t starts[M], acc[M * 32];                                                                                    \
-    REPEAT(M, CLEAR)                                                                                                   \
+    const int64_t ld = l->ld, block = (m0 - l->first) / 12;                                                            \
+    const int wide = WIDE, folding = l->folding, inside = (int)((m0 - l->first) % 12);                                 \
+    float y[M * 32];                                                                                                   \
+    int32_t acc[M * 32];                                                                                               \
+    nb_prefetch_output(&l->out, panel, m0, M);                                                                         \
+    const int single = w->groups == 1, direct = single && nb_is_plain(&l->out, w, panel);                              \
+    float *only = direct ? l->out.dst + m0 * l->out.ld + panel * 32 : y;                                               \
+    const int64_t step = direct ? l->out.ld : 32;                                                                      \
+    if (!single || folding == FOLD_NONE) {                                                                             \
+      REPEAT(M, CLEAR)                                                                                                 \
+    }                                                                                                                  \
     for (int64_t g = 0; g < w->groups; g++) {                                                                          \
       const int64_t q0 = g * w->group_size / 4, q1 = nb_round_up(nb_min(w->k, (g + 1) * w->group_size), 32) / 4;       \
-      for (int m = 0; m < M; m++) {                                                                                    \
-        const int64_t row = m0 + m;                                                                                    \
-        starts[m] = l->plain ? (int32_t)(0u - (uint32_t)l->z * (uint32_t)l->sum[row * w->groups + g]) : 0;             \
-        scales[m] = l->scale[l->per_group ? row * w->groups + g : row];                                                \
-      }                                                                                                                \
+      const row_terms *r = (const row_terms *)(l->terms[block * w->groups + g].start + inside);                        \
       REPEAT(M, DECLARE)                                                                                               \
       REPEAT(M, START)                                                                                                 \
       NB_ROW_POINTERS(l->codes + m0 * ld + 4 * q0, ld);                                                                \
       for (int64_t q = q0; q < q1; q += 8) {                                                                           \
         if (FAR) nb_prefetch(bits, p, q, FAR);                                                                         \
-        UNROLL for (int i = 0; i < 8; i++) {                                                                           \
+        EIGHT for (int i = 0; i < 8; i++) {                                                                           \
           const vi w0 = nb_code_quad(bits, p, q + i, 0), w1 = nb_code_quad(bits, p, q + i, 1);                         \
           REPEAT(M, DOT)                                                                                               \
         }                                                                                                              \
         NB_ADVANCE(32);                                                                                                \
       }                                                                                                                \
-      if (l->plain) {                                                                                                  \
-        const vf s0 = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, 0);                                     \
-        const vf s1 = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, 1);                                     \
-        REPEAT(M, SCALE)                                                                                               \
-      } else {                                                                                                         \
+      if (folding == FOLD_NONE) {                                                                                      \
         REPEAT(M, KEEP)                                                                                                \
         finish_group(l, panel, g, m0, M, acc, y);                                                                      \
+        continue;                                                                                                      \
+      }                                                                                                                \
+      if (folding == FOLD_PAIR) {                                                                                      \
+        const uint8_t *z = w->zero + (panel * w->groups + g) * 32;                                                     \
+        const vi z0 = vi_mul(vi_load_u8(z), vi_set(0x800001)), z1 = vi_mul(vi_load_u8(z + 16), vi_set(0x800001));      \
+        REPEAT(M, PAIR)                                                                                                \
+      }                                                                                                                \
+      const vf s0 = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, 0);                                       \
+      const vf s1 = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, 1);                                       \
+      if (single) {                                                                                                    \
+        REPEAT(M, SCALE_ONLY)                                                                                          \
+        if (direct) return;                                                                                            \
+      } else {                                                                                                         \
+        REPEAT(M, SCALE)                                                                                               \
       }                                                                                                                \
     }                                                                                                                  \
     emit_rows(l, panel, m0, M, y);                                                                                     \
@@ -159,6 +218,22 @@ static void rows_of_panel(const linear *l, int kind, int64_t panel, const nb_pan
 /* Rows of a pass over all panels: their activations should stay in the second cache level. */
 #define PASS_BYTES (768 * 1024)
 
+/* Fills the terms of rows first..first+count. */
+static void form_terms(linear *l, int64_t first, int64_t count) {
+  const int64_t groups = l->w.groups;
+  l->first = first;
+  for (int64_t m = 0; m < count; m++) {
+    const int64_t row = first + m;
+    row_terms *to = l->terms + m / 12 * groups;
+    for (int64_t g = 0; g < groups; g++) {
+      const int32_t sum = l->sum[row * groups + g];
+      if (l->folding == FOLD_PAIR) to[g].start[m % 12] = in_halves(sum);
+      else to[g].start[m % 12] = (int32_t)(0u - (uint32_t)l->z * (uint32_t)sum);
+      to[g].scale[m % 12] = l->scale[l->per_group ? row * groups + g : row];
+    }
+  }
+}
+
 /* Codes are read as they are stored: each panel once for all rows. */
 static int reads_packed(const linear *l) {
   if (l->w.bits == 8) return l->rows < UNPACK_ROWS;
@@ -179,10 +254,16 @@ NB_OP(linear_int) {
   l.per_group = ins[LINEAR_INT_ACTIVATION_GROUPS] > 1;
   l.zero_int = nb_zero_is_int(&l.w);
   l.z = l.w.zero_kind == ZERO_CONST && l.zero_int ? (int32_t)l.w.zero_const : 0;
-  l.plain = l.w.zero_kind == ZERO_CONST && l.zero_int && !l.zero;
+  l.folding = FOLD_NONE;
+  if (l.zero_int && !l.zero) {
+    if (l.w.zero_kind == ZERO_CONST) l.folding = FOLD_START;
+    else if (l.w.group_size <= MAX_PAIR_COLUMNS) l.folding = FOLD_PAIR;
+  }
 
   if (reads_packed(&l)) {
     int64_t panel, end;
+    l.terms = (row_terms *)c->scratch;
+    form_terms(&l, 0, l.rows);
     nb_share(c, l.w.panels, &panel, &end);
     for (; panel < end; panel++) {
       const nb_panel p = nb_panel_of(&l.w, panel);
@@ -190,20 +271,23 @@ NB_OP(linear_int) {
     }
     return;
   }
+  uint8_t *bytes = c->scratch; /* a panel unpacked */
+  l.terms = (row_terms *)(bytes + l.w.k_pad * 32);
   const int64_t pass = nb_max(96, PASS_BYTES / l.ld) / INT_TILE * INT_TILE;
   for (int64_t first = 0; first < l.rows; first += pass) {
     const int64_t count = nb_min(pass, l.rows - first), blocks = (count + INT_TILE - 1) / INT_TILE;
     int64_t unit, end, unpacked = -1;
     nb_panel p = {0};
     nb_share(c, l.w.panels * blocks, &unit, &end);
+    if (unit < end) form_terms(&l, first, count);
     while (unit < end) {
       const int64_t panel = unit / blocks, b = unit % blocks, run = nb_min(blocks - b, end - unit);
       if (panel != unpacked) {
         if (l.w.bits == 8) {
           p = nb_panel_of(&l.w, panel);
         } else {
-          ISA_NAME(unpack_panel)(&l.w, panel, 0, l.w.k_pad, c->scratch);
-          p.s8 = c->scratch;
+          ISA_NAME(unpack_panel)(&l.w, panel, 0, l.w.k_pad, bytes);
+          p.s8 = bytes;
         }
         unpacked = panel;
       }
