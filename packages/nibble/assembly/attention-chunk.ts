@@ -441,7 +441,7 @@ export function scoreKeys(): void {
         tile1(panel, x0, steps, safe, tile, 0);
         if (highPlane) tile1(high, x0, steps, safe, tile, 4);
       } else if (codes) {
-        floatTile2(keys, x0, x1, headDim, tile, other);
+        floatTile2(keys, x0, x1, 4, headDim, tile, other);
       } else {
         exactTile2(keys, 64, x0, x1, headDim, tile, other);
       }

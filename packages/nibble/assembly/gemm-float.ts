@@ -5,20 +5,26 @@
 import { operand, operandF, place, scratch, shareOf, thread } from "./control";
 import { decodeHalf, SIGN_ALL, SIGN_NEGATIVE, SIGN_POSITIVE } from "./decode";
 import { rowAt } from "./elementwise";
+import { codesPanel4, densePanel32, densePanelBf16, densePanelF16 } from "./float-panel";
 import { madd } from "./math";
 import {
   GEMM_ALPHA_F, GEMM_A_AT, GEMM_A_SKIP, GEMM_BETA_F, GEMM_B_AT, GEMM_B_SKIP, GEMM_COLS, GEMM_C_AT, GEMM_C_SKIP,
-  GEMM_INNER, GEMM_LDA, GEMM_LDB, GEMM_LDC, GEMM_TRANS_A, GEMM_TRANS_B, KIND_BF16,
+  GEMM_INNER, GEMM_LDA, GEMM_LDB, GEMM_LDC, GEMM_TRANS_A, GEMM_TRANS_B, KIND_BF16, KIND_F32, KIND_GINT,
   LINEAR_FLOAT_DST_AT, LINEAR_FLOAT_EPILOGUE, LINEAR_FLOAT_LD_DST, LINEAR_FLOAT_LD_SRC, LINEAR_FLOAT_SRC_AT,
   LINEAR_FLOAT_WEIGHT_W,
 } from "./ops";
 import {
-  finishHalf, groupSize, groups, groupValues4, k, kind, negativeScaleAt, openTarget, openWeight, panels, scaleAt,
-  scaleHalf,
+  GROUP_BYTES, bits, denseAt, finishHalf, groupSize, groups, groupValues4, k, kPad, kind, negativeScaleAt, openTarget,
+  openWeight, panels, prepareFloatGroups, scaleAt, scaleHalf, seg4,
 } from "./weight";
 
-/** acc[2][16] += x0, x1 (count floats each) times panel [count][16]; sums continue in order from what acc holds. */
-export function floatTile2(panel: usize, x0: usize, x1: usize, count: i32, acc0: usize, acc1: usize): void {
+/**
+ * acc[2][16] += x0, x1 (count floats each, `step` bytes apart) times panel [count][16]; sums continue in order from what acc
+ * holds.
+ */
+export function floatTile2(
+  panel: usize, x0: usize, x1: usize, step: usize, count: i32, acc0: usize, acc1: usize,
+): void {
   let a0 = v128.load(acc0);
   let a1 = v128.load(acc0, 16);
   let a2 = v128.load(acc0, 32);
@@ -43,8 +49,8 @@ export function floatTile2(panel: usize, x0: usize, x1: usize, count: i32, acc0:
     a3 = madd(w, x, a3);
     b3 = madd(w, y, b3);
     panel += 64;
-    x0 += 4;
-    x1 += 4;
+    x0 += step;
+    x1 += step;
   }
   v128.store(acc0, a0);
   v128.store(acc0, a1, 16);
@@ -100,7 +106,7 @@ function scaleInto(acc: usize, y: usize, scale: usize, p: i32, half: i32, g: i32
 
 const ACC: usize = 0;
 const Y: usize = 128;
-const PANEL: usize = 256;
+const PANEL: usize = 256; // Y holds 32 floats
 
 /** Columns decoded at a time; the sums of several blocks continue in order. */
 const BLOCK: i32 = 256;
@@ -154,7 +160,7 @@ function halfRows(src: usize, ld: i32, rows: i32, p: i32, half: i32): void {
         const scale: usize = dense ? <usize>0 : pass == 0 ? scaleAt : negativeScaleAt;
         clear16(acc0);
         clear16(acc1);
-        floatTile2(panel, x0 + skip, x1 + skip, count, acc0, acc1);
+        floatTile2(panel, x0 + skip, x1 + skip, 4, count, acc0, acc1);
         scaleInto(acc0, y0, scale, p, half, g, g == 0 && pass == 0);
         if (paired) scaleInto(acc1, y1, scale, p, half, g, g == 0 && pass == 0);
       }
@@ -164,6 +170,24 @@ function halfRows(src: usize, ld: i32, rows: i32, p: i32, half: i32): void {
   }
 }
 
+/** One row of a panel by a direct kernel. False when the encoding has none. */
+function panelRow(x: usize, p: i32): bool {
+  const y = scratch + Y;
+  if (kind <= KIND_BF16) {
+    const at = denseAt + <usize>p * <usize>k * (kind == KIND_F32 ? 128 : 64);
+    if (kind == KIND_F32) densePanel32(at, x, y);
+    else if (kind == KIND_BF16) densePanelBf16(at, x, y);
+    else densePanelF16(at, x, y);
+    return true;
+  }
+  if (kind != KIND_GINT || bits != 4 || (k & 7) != 0) return false;
+  const parameters = scratch + PANEL;
+  prepareFloatGroups(p, 0, parameters);
+  prepareFloatGroups(p, 1, parameters + <usize>groups * GROUP_BYTES);
+  codesPanel4(seg4 + ((<usize>p * <usize>kPad) << 4), x, y, parameters);
+  return true;
+}
+
 export function linearFloat(pc: usize, program: usize, rows: i32): void {
   openWeight(program, operand(pc, LINEAR_FLOAT_WEIGHT_W));
   openTarget(place(pc, LINEAR_FLOAT_DST_AT), operand(pc, LINEAR_FLOAT_LD_DST), operand(pc, LINEAR_FLOAT_EPILOGUE));
@@ -171,6 +195,11 @@ export function linearFloat(pc: usize, program: usize, rows: i32): void {
   const ld = operand(pc, LINEAR_FLOAT_LD_SRC);
   const end = shareOf(panels, thread + 1);
   for (let p = shareOf(panels, thread); p < end; p++) {
+    if (rows == 1 && panelRow(src, p)) {
+      finishHalf(scratch + Y, p, 0, 0);
+      finishHalf(scratch + Y + 64, p, 1, 0);
+      continue;
+    }
     for (let half = 0; half < 2; half++) {
       if (rows == 1) {
         halfRow(src, p, half);
@@ -186,7 +215,12 @@ export function linearFloat(pc: usize, program: usize, rows: i32): void {
 
 /** Rows of C and inner columns that one packed block of B serves. */
 const ROW_BLOCK: i32 = 64;
-const INNER_BLOCK: i32 = 1024;
+const INNER_BLOCK: i32 = 512;
+
+/** Rows m..m + 16 of A^T (stored [inner, rows]) as [inner][16], missing rows 0. */
+function packA(a: usize, lda: i32, from: i32, to: i32, m: i32, rows: i32, out: usize): void {
+  packB(a, lda, false, from, to, m, rows, out);
+}
 
 /** B[from..to, column..column + 16] -> [inner][16], missing columns 0. */
 function packB(b: usize, ldb: i32, trans: bool, from: i32, to: i32, column: i32, cols: i32, out: usize): void {
@@ -231,7 +265,7 @@ export function gemm(pc: usize, rows: i32): void {
   const beta = operandF(pc, GEMM_BETA_F);
   const sums = scratch;
   const packedA = sums + (<usize>ROW_BLOCK << 6);
-  const panel = packedA + <usize>INNER_BLOCK * 8;
+  const panel = packedA + <usize>INNER_BLOCK * 64;
   const columnBlocks = (cols + 15) >> 4;
   const items = ((rows + ROW_BLOCK - 1) / ROW_BLOCK) * columnBlocks;
   const end = shareOf(items, thread + 1);
@@ -247,19 +281,14 @@ export function gemm(pc: usize, rows: i32): void {
         const acc = sums + (<usize>(m - m0) << 6);
         // An odd last row is computed twice, into the unused next row of sums.
         const next = m + 1 < m1 ? m + 1 : m;
-        let x0 = rowAt(a, m, lda) + (<usize>from << 2);
-        let x1 = rowAt(a, next, lda) + (<usize>from << 2);
         if (transA) {
-          x0 = packedA;
-          x1 = packedA + (<usize>INNER_BLOCK << 2);
-          let at = rowAt(a, from, lda);
-          for (let i: usize = 0; i < <usize>(to - from) << 2; i += 4) {
-            store<f32>(x0 + i, load<f32>(at + (<usize>m << 2)));
-            store<f32>(x1 + i, load<f32>(at + (<usize>next << 2)));
-            at += <usize>lda << 2;
-          }
+          if (((m - m0) & 15) == 0) packA(a, lda, from, to, m, m1, packedA);
+          const x = packedA + (<usize>((m - m0) & 15) << 2);
+          floatTile2(panel, x, next == m ? x : x + 4, 64, to - from, acc, acc + 64);
+        } else {
+          const skip = <usize>from << 2;
+          floatTile2(panel, rowAt(a, m, lda) + skip, rowAt(a, next, lda) + skip, 4, to - from, acc, acc + 64);
         }
-        floatTile2(panel, x0, x1, to - from, acc, acc + 64);
       }
     }
     const count = min<i32>(16, cols - column);

@@ -164,6 +164,19 @@ export function prepareGroups(p: i32, half: i32, out: usize): void {
   }
 }
 
+/** The same for linearFloat: scale and zero point as f32. */
+export function prepareFloatGroups(p: i32, half: i32, out: usize): void {
+  for (let g = 0; g < groups; g++) {
+    for (let q = 0; q < 4; q++) {
+      const channel = (half << 4) + (q << 2);
+      const to = out + (<usize>q << 4);
+      v128.store(to, groupValues4(scaleAt, scaleHalf, p, g, channel));
+      v128.store(to, zeros4(p, g, channel), 64);
+    }
+    out += GROUP_BYTES;
+  }
+}
+
 /** What the integer sums of a group start from, given the row's code sum. */
 // @ts-ignore: decorator
 @inline
