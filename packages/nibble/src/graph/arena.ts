@@ -9,17 +9,21 @@ export class Arena {
   readonly memory: ArrayBuffer | SharedArrayBuffer;
   #nextLine = CONTROL_BYTES / LINE;
 
-  constructor(memory: ArrayBuffer | SharedArrayBuffer) {
+  readonly #bytes: number;
+
+  /** @param bytes what the engine was asked for; its memory may be longer, since backends keep programs behind it */
+  constructor(memory: ArrayBuffer | SharedArrayBuffer, bytes: number) {
     this.memory = memory;
+    this.#bytes = Math.min(bytes, memory.byteLength);
   }
 
   /** First line of `bytes` fresh bytes. @throws ResourceError when the arena is full. */
   alloc(bytes: number): number {
     const at = this.#nextLine;
     const next = at + Math.ceil(bytes / LINE);
-    if (next * LINE > this.memory.byteLength) {
+    if (next * LINE > this.#bytes) {
       throw new ResourceError(
-        `the model needs more than the ${(this.memory.byteLength / 2 ** 30).toFixed(2)} GiB that this backend's arena holds`,
+        `the model needs more than the ${(this.#bytes / 2 ** 30).toFixed(2)} GiB that this backend's arena holds`,
         { hint: "use fewer bits, a shorter context (--max-context) or the native backend" },
         "arena-full",
       );

@@ -99,7 +99,7 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
   const arenaBytes = arenaBound(model, options, maxRows, maxLogitRows);
   const engine = await options.backend.createEngine({ arenaBytes, threads: options.threads });
   try {
-    const arena = new Arena(engine.memory);
+    const arena = new Arena(engine.memory, arenaBytes);
     const builder = new ProgramBuilder();
     const before = arena.usedBytes;
     const embedding = await placeEmbedding(arena, builder, model);

@@ -62,14 +62,21 @@ export class BlockRunner {
   /** Hidden states of each batch of windows, [windows * seqlen, hiddenSize]. */
   #hidden: Float32Array[] = [];
 
-  private constructor(model: Model, options: BlockRunnerOptions, engine: Engine, seqlen: number, batch: number) {
+  private constructor(
+    model: Model,
+    options: BlockRunnerOptions,
+    engine: Engine,
+    arenaBytes: number,
+    seqlen: number,
+    batch: number,
+  ) {
     this.#model = model;
     this.#options = options;
     this.#engine = engine;
     this.#seqlen = seqlen;
     this.#batch = batch;
     const { config } = model;
-    const arena = new Arena(engine.memory);
+    const arena = new Arena(engine.memory, arenaBytes);
     this.#arena = arena;
     const rows = Math.min(MAX_ROWS, seqlen * batch);
     this.#buffers = allocateBuffers(arena, config, { maxRows: rows, maxContext: seqlen, maxGroups: 1, maxRank: 0 });
@@ -117,9 +124,10 @@ export class BlockRunner {
       cache.poolLines * LINE +
       options.threads * scratchLines(wide, wide) * LINE +
       16 * 2 ** 20;
-    const engine = await options.backend.createEngine({ arenaBytes: Math.ceil(bytes), threads: options.threads });
+    const arenaBytes = Math.ceil(bytes);
+    const engine = await options.backend.createEngine({ arenaBytes, threads: options.threads });
     try {
-      const runner = new BlockRunner(model, options, engine, seqlen, batch);
+      const runner = new BlockRunner(model, options, engine, arenaBytes, seqlen, batch);
       await runner.#embed();
       return runner;
     } catch (error) {

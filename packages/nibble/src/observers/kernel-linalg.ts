@@ -42,7 +42,7 @@ export async function createKernelLinalg(
   const staging = Math.max(factorBytes, productBytes) + SLACK_BYTES;
   const arenaBytes = CONTROL_BYTES + scratchPerThread * threads * 64 + staging;
   const engine = await backend.createEngine({ arenaBytes, threads });
-  return new StagedLinalg(engine, scratchPerThread);
+  return new StagedLinalg(engine, scratchPerThread, arenaBytes);
 }
 
 class StagedLinalg implements KernelLinalg {
@@ -51,15 +51,17 @@ class StagedLinalg implements KernelLinalg {
   readonly #arena: Arena;
   readonly #scratchAt: number;
   readonly #scratchLines: number;
+  readonly #arenaLines: number;
   /** Where staging begins: the arena is reset to it before every call. */
   readonly #start: number;
   readonly #programs = new Map<string, LoadedProgram>();
   #queue: Promise<unknown> = Promise.resolve();
 
-  constructor(engine: Engine, scratchPerThread: number) {
+  constructor(engine: Engine, scratchPerThread: number, arenaBytes: number) {
     this.name = `${engine.backend} ${engine.variant}`;
     this.#engine = engine;
-    this.#arena = new Arena(engine.memory);
+    this.#arena = new Arena(engine.memory, arenaBytes);
+    this.#arenaLines = Math.floor(arenaBytes / 64);
     this.#scratchLines = scratchPerThread;
     this.#scratchAt = this.#arena.alloc(scratchPerThread * engine.threads * 64);
     this.#start = this.#arena.mark();
@@ -167,7 +169,7 @@ class StagedLinalg implements KernelLinalg {
           scratchAt: this.#scratchAt,
           scratchLines: this.#scratchLines,
           maxRows: rows,
-          arenaLines: Math.floor(this.#engine.memory.byteLength / 64),
+          arenaLines: this.#arenaLines,
         }),
       );
       this.#programs.set(key, program);

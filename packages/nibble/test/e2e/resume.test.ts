@@ -1,0 +1,84 @@
+/** A compression that is interrupted at any layer, or killed, continues to the same bytes as one that was not. */
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { InterruptedError } from "../../src/core/errors.js";
+import { recipeFromObject } from "../../src/recipe/load.js";
+import { compress } from "../../src/recipe/run.js";
+
+const model = fileURLToPath(new URL("../golden/models/llama-tied", import.meta.url));
+const recipe = recipeFromObject({
+  version: 1,
+  calibration: { samples: 4, seqlen: 32 },
+  steps: [
+    "quarot",
+    { gptq: { bits: 4, groupSize: 32 } },
+    { embeddings: { bits: 8 } },
+    { activations: { bits: 8 } },
+  ],
+});
+
+let folder = "";
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nibble-resume-"));
+  vi.stubEnv("NIBBLE_HOME", join(folder, "home"));
+});
+afterAll(async () => {
+  vi.unstubAllEnvs();
+  await rm(folder, { recursive: true, force: true });
+});
+
+async function bytes(path: string): Promise<Map<string, string>> {
+  const files = (await readdir(path)).filter((name) => name !== "report.json");
+  return new Map(
+    await Promise.all(
+      files.map(
+        async (name) => [name, (await readFile(join(path, name))).toString("base64")] as const,
+      ),
+    ),
+  );
+}
+
+it("gives equal bytes after an interruption at each step, and on any number of threads", async () => {
+  const whole = join(folder, "whole");
+  await compress(model, recipe, { output: whole, backend: "wasm", threads: 2, resume: false });
+  const expected = await bytes(whole);
+
+  const oneThread = join(folder, "one");
+  await compress(model, recipe, { output: oneThread, backend: "wasm", threads: 1, resume: false });
+  expect(await bytes(oneThread)).toEqual(expected);
+
+  const output = join(folder, "resumed");
+  let interruptions = 0;
+  for (let attempt = 0; attempt < 10; attempt++) {
+    const controller = new AbortController();
+    let solved = 0;
+    const done = await compress(model, recipe, {
+      output,
+      backend: "wasm",
+      threads: 2,
+      signal: controller.signal,
+      onProgress: (event) => {
+        // Every attempt gets one layer further than the one before it.
+        if (event.type === "step" && event.stage === "quantizing" && ++solved > attempt)
+          controller.abort();
+      },
+    }).then(
+      () => true,
+      (error: unknown) => {
+        expect(error instanceof InterruptedError || (error as Error).name === "AbortError").toBe(
+          true,
+        );
+        interruptions++;
+        return false;
+      },
+    );
+    if (done) break;
+    // Nothing half-written stands where the artifact will be.
+    expect(await readdir(folder)).not.toContain("resumed");
+  }
+  expect(interruptions).toBeGreaterThan(0);
+  expect(await bytes(output)).toEqual(expected);
+});
