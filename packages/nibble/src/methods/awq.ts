@@ -27,6 +27,7 @@ import {
   gridShape,
 } from "./shared/grid-options.js";
 import { checkFinite, GroupParams } from "./shared/group-params.js";
+import { multiplyColumns } from "./shared/site-scale.js";
 
 export interface AwqOptions extends Targets {
   bits: number;
@@ -119,11 +120,13 @@ async function quadraticForms(
 function roundTrip(w: Float32Array, params: GroupParams): void {
   params.fitAll(w, null);
   const codes = params.encode(w);
-  const { n, k, width, rowStride, scale, zero } = params;
+  const { n, k, width, groups, rowStride, scale, zero } = params;
   for (let r = 0; r < n; r++) {
-    for (let c = 0; c < k; c++) {
-      const p = r * rowStride + Math.floor(c / width);
-      w[r * k + c] = (scale[p] as number) * ((codes[r * k + c] as number) - (zero[p] as number));
+    for (let g = 0; g < groups; g++) {
+      const s = scale[r * rowStride + g] as number;
+      const z = zero[r * rowStride + g] as number;
+      const end = r * k + Math.min(k, (g + 1) * width);
+      for (let i = r * k + g * width; i < end; i++) w[i] = s * ((codes[i] as number) - z);
     }
   }
 }
@@ -191,16 +194,15 @@ async function siteError(
   linalg: EngineLinalg,
 ): Promise<number> {
   const { k } = site;
+  const inverse = s?.map((x) => 1 / x);
   let total = 0;
   for (const { weight, n, options } of site.linears) {
     if (!options) continue;
     const e = weight.slice();
-    if (s) for (let i = 0; i < e.length; i++) e[i] = (e[i] as number) * (s[i % k] as number);
+    if (s) multiplyColumns(e, s);
     roundTrip(e, new GroupParams(grid(options), n, k));
-    for (let i = 0; i < e.length; i++) {
-      const back = s ? (e[i] as number) / (s[i % k] as number) : (e[i] as number);
-      e[i] = back - (weight[i] as number);
-    }
+    if (inverse) multiplyColumns(e, inverse);
+    for (let i = 0; i < e.length; i++) e[i] = (e[i] as number) - (weight[i] as number);
     const forms = await quadraticForms(e, n, k, gram, k, 0, new Float32Array(n * k), linalg);
     for (const form of forms) total += form;
   }
@@ -299,11 +301,13 @@ export async function clipGroups(
 
 /** Row r of e [n, width] clamped to +-limits[r] * shrink. */
 function clampRows(e: Float32Array, width: number, limits: Float64Array, shrink: number): void {
-  for (let i = 0; i < e.length; i++) {
-    const limit = (limits[Math.floor(i / width)] as number) * shrink;
-    const x = e[i] as number;
-    if (x > limit) e[i] = limit;
-    else if (x < -limit) e[i] = -limit;
+  for (let r = 0; r < limits.length; r++) {
+    const limit = (limits[r] as number) * shrink;
+    for (let i = r * width; i < (r + 1) * width; i++) {
+      const x = e[i] as number;
+      if (x > limit) e[i] = limit;
+      else if (x < -limit) e[i] = -limit;
+    }
   }
 }
 

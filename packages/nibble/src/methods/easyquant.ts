@@ -44,36 +44,51 @@ const ROUND = 6755399441055744; // 1.5 * 2^52: adding and subtracting it rounds 
 
 /** 1 where |w - mean| >= sigma * standard deviation, both over the matrix. */
 export function outlierMask(w: Float32Array, sigma: number | null): Uint8Array {
-  const mask = new Uint8Array(w.length);
+  const count = w.length;
+  const mask = new Uint8Array(count);
   if (sigma === null) return mask;
   let sum = 0;
-  for (const x of w) sum += x;
-  const mean = sum / w.length;
+  for (let i = 0; i < count; i++) sum += w[i] as number;
+  const mean = sum / count;
   let squares = 0;
-  for (const x of w) squares += (x - mean) ** 2;
-  const limit = sigma * Math.sqrt(squares / w.length);
-  // A constant matrix has no outliers.
-  if (limit > 0) for (const [i, x] of w.entries()) mask[i] = Math.abs(x - mean) >= limit ? 1 : 0;
+  for (let i = 0; i < count; i++) squares += ((w[i] as number) - mean) ** 2;
+  const limit = sigma * Math.sqrt(squares / count);
+  if (limit === 0) return mask; // all weights are equal
+  for (let i = 0; i < count; i++) mask[i] = Math.abs((w[i] as number) - mean) >= limit ? 1 : 0;
   return mask;
 }
 
-function codeOf(x: number, s: number, half: number): number {
-  const c = x / s + ROUND - ROUND;
+/** Code of x, given 1 / s. */
+function codeOf(x: number, inverse: number, half: number): number {
+  const c = x * inverse + ROUND - ROUND;
   return c < -half ? -half : c >= half ? half - 1 : c;
 }
 
-/** Sum of (s c - x)^2 over the values, codes in -half .. half - 1. */
-export function gridError(values: Float64Array, s: number, half: number): number {
+/** Sum of (s c - x)^2 over the values, codes in -half .. half - 1; anything larger than `limit` once that is passed. */
+export function gridError(
+  values: Float64Array,
+  s: number,
+  half: number,
+  limit = Number.POSITIVE_INFINITY,
+): number {
+  const inverse = 1 / s;
   let sum = 0;
-  for (const x of values) sum += (s * codeOf(x, s, half) - x) ** 2;
+  for (let i = 0; i < values.length; i++) {
+    const x = values[i] as number;
+    const error = s * codeOf(x, inverse, half) - x;
+    sum += error * error;
+    if ((i & 31) === 31 && sum > limit) return sum;
+  }
   return sum;
 }
 
 /** dE/ds of `gridError` with codes taken as constant: 2 sum (s c - x) c. */
 export function gridGradient(values: Float64Array, s: number, half: number): number {
+  const inverse = 1 / s;
   let sum = 0;
-  for (const x of values) {
-    const c = codeOf(x, s, half);
+  for (let i = 0; i < values.length; i++) {
+    const x = values[i] as number;
+    const c = codeOf(x, inverse, half);
     sum += (s * c - x) * c;
   }
   return 2 * sum;
@@ -90,7 +105,7 @@ function searchScale(
   let least = gridError(values, best, half);
   const consider = (s: number) => {
     const rounded = round(s);
-    const error = gridError(values, rounded, half);
+    const error = gridError(values, rounded, half, least);
     if (error >= least) return false;
     best = rounded;
     least = error;
@@ -99,11 +114,13 @@ function searchScale(
   for (let i = 1; i < SEARCH_STEPS; i++) {
     consider(start * (1 - (i / (SEARCH_STEPS - 1)) * (1 - SMALLEST_SHRINK)));
   }
-  for (let i = 0; i < REFITS; i++) {
+  for (let refit = 0; refit < REFITS; refit++) {
+    const inverse = 1 / best;
     let cross = 0;
     let square = 0;
-    for (const x of values) {
-      const c = codeOf(x, best, half);
+    for (let i = 0; i < values.length; i++) {
+      const x = values[i] as number;
+      const c = codeOf(x, inverse, half);
       cross += c * x;
       square += c * c;
     }
@@ -186,7 +203,7 @@ export function quantizeEasy(
     for (let c = 0; c < k; c++) {
       const i = r * k + c;
       const s = scale[r * groups + Math.floor(c / width)] as number;
-      codes[i] = half + (mask[i] ? 0 : codeOf(w[i] as number, s, half));
+      codes[i] = half + (mask[i] ? 0 : codeOf(w[i] as number, 1 / s, half));
     }
   }
   const { bits, groupSize, scaleType } = o;

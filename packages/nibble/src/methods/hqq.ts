@@ -102,18 +102,19 @@ export function fitHqq(w: Float32Array, n: number, k: number, o: HqqOptions): Hq
     let error = 0;
     for (const { p, row, from, to } of blocks) {
       const s = scale[p] as number;
+      const inverse = 1 / s;
       const zp = zeros[p] as number;
       let sum = 0;
       for (let r = row; r < row + rows; r++) {
         for (let i = r * k + from; i < r * k + to; i++) {
           const x = w[i] as number;
-          let q = x / s + zp + ROUND - ROUND;
+          let q = x * inverse + zp + ROUND - ROUND;
           if (q < 0) q = 0;
           else if (q > maxCode) q = maxCode;
           const e = x - (q - zp) * s;
           const size = e < 0 ? -e : e;
           error += size;
-          sum += q - (size > threshold ? x - shrink(e, o.p, beta) : x) / s;
+          sum += q - (size > threshold ? x - shrink(e, o.p, beta) : x) * inverse;
         }
       }
       zeros[p] = sum / (rows * (to - from));

@@ -81,8 +81,9 @@ export async function pruneSweep(
           }
         } else if (o.sparsity > 0) {
           const limit = valueAtRank(scores, Math.floor(scores.length * o.sparsity));
-          for (const [i, score] of scores.entries()) {
-            if (score <= limit) drop[Math.floor(i / width) * k + from + (i % width)] = 1;
+          for (let i = 0; i < scores.length; i++) {
+            if ((scores[i] as number) > limit) continue;
+            drop[Math.floor(i / width) * k + from + (i % width)] = 1;
           }
         }
       },

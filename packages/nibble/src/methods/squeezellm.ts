@@ -66,7 +66,9 @@ export function squeezeOutliers(
     if (count > 0) threshold = valueAtRank(sizes, w.length - count);
   }
   // Zeros are exact anyway.
-  if (threshold > 0) for (const [i, size] of sizes.entries()) if (size >= threshold) mask[i] = 1;
+  if (threshold > 0) {
+    for (let i = 0; i < sizes.length; i++) if ((sizes[i] as number) >= threshold) mask[i] = 1;
+  }
   return mask;
 }
 

@@ -34,16 +34,21 @@ export function ternarize(
 ): QuantTensor {
   let sum = 0;
   let top = 0;
-  for (const x of w) {
-    sum += Math.abs(x);
-    top = Math.max(top, Math.abs(x));
+  for (let i = 0; i < w.length; i++) {
+    const size = Math.abs(w[i] as number);
+    sum += size;
+    if (size > top) top = size;
   }
   const scale = roundFloat(
     Math.max(o.scale === "absmax" ? top : sum / w.length, EPSILON),
     o.scaleType,
   );
   // Half to even: |w| / scale = 0.5 rounds to 0.
-  const codes = Uint8Array.from(w, (x) => (Math.abs(x / scale) <= 0.5 ? 1 : x > 0 ? 2 : 0));
+  const codes = new Uint8Array(w.length);
+  for (let i = 0; i < w.length; i++) {
+    const x = (w[i] as number) / scale;
+    codes[i] = x > 0.5 ? 2 : x < -0.5 ? 0 : 1;
+  }
   const main = createGint({
     n,
     k,

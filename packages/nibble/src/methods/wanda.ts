@@ -140,7 +140,7 @@ export const wanda = defineMethod<WandaOptions>({
     checkFinite(weight, path);
     const norms = o.score === "wanda" ? columnImportance(stats, k, path).map(Math.sqrt) : null;
     const keep = wandaMask(weight, n, k, norms, o);
-    for (const [i, kept] of keep.entries()) if (!kept) weight[i] = 0;
+    for (let i = 0; i < keep.length; i++) if (!keep[i]) weight[i] = 0;
     const main = bitmapDense(weight, o.type, n, k);
     checkFinite(main.data, path);
     return { tensor: { n, k, main, pre: [], post: [] } };
