@@ -75,12 +75,13 @@ export function applyHadamard(
   const size = order.n * inner;
   const work = new Float64Array(size);
   const copy = order.k > 1 ? new Float64Array(size) : work;
+  const factors = order.k > 1 ? denseFactors(order, transpose) : null;
   const norm = 1 / Math.sqrt(order.n);
   for (let o = 0; o < outer; o++) {
     const start = o * size;
     for (let i = 0; i < size; i++) work[i] = x[start + i];
     sylvester(work, order.m, inner);
-    if (order.k > 1) denseStep(work, copy, order, order.m * inner, transpose);
+    if (factors) denseStep(work, copy, factors, order.k, order.m * inner);
     for (let i = 0; i < size; i++) x[start + i] = copy[i] * norm;
   }
 }
@@ -114,25 +115,65 @@ function sylvester(x: Float64Array, m: number, inner: number): void {
   }
 }
 
-/** out_i = sum over j of A[i][j] x_j (A[j][i] with transpose) for vectors of `width` elements. */
+/** A_k, or its transpose, as f64 factors. */
+function denseFactors({ k, signs }: HadamardOrder, transpose: boolean): Float64Array {
+  return Float64Array.from({ length: k * k }, (_, at) =>
+    transpose ? signs[(at % k) * k + Math.floor(at / k)] : signs[at],
+  );
+}
+
+/**
+ * out_i = sum over j of factors[i][j] x_j for k vectors of `width` elements. Four outputs (k is a multiple of 4) times two
+ * elements stay in registers.
+ */
 function denseStep(
   x: Float64Array,
   out: Float64Array,
-  order: HadamardOrder,
+  factors: Float64Array,
+  k: number,
   width: number,
-  transpose: boolean,
 ): void {
-  const { k, signs } = order;
-  out.fill(0);
-  for (let i = 0; i < k; i++) {
+  for (let i = 0; i < k; i += 4) {
+    const r0 = i * k;
+    const r1 = r0 + k;
+    const r2 = r1 + k;
+    const r3 = r2 + k;
     const to = i * width;
-    for (let j = 0; j < k; j++) {
-      const from = j * width;
-      if (signs[transpose ? j * k + i : i * k + j] > 0) {
-        for (let l = 0; l < width; l++) out[to + l] += x[from + l];
-      } else {
-        for (let l = 0; l < width; l++) out[to + l] -= x[from + l];
+    for (let l = 0; l < width; l += 2) {
+      const second = l + 1 < width ? 1 : 0;
+      let a0 = 0;
+      let a1 = 0;
+      let a2 = 0;
+      let a3 = 0;
+      let b0 = 0;
+      let b1 = 0;
+      let b2 = 0;
+      let b3 = 0;
+      for (let j = 0, at = l; j < k; j++, at += width) {
+        const a = x[at];
+        const b = x[at + second];
+        const f0 = factors[r0 + j];
+        const f1 = factors[r1 + j];
+        const f2 = factors[r2 + j];
+        const f3 = factors[r3 + j];
+        a0 += f0 * a;
+        a1 += f1 * a;
+        a2 += f2 * a;
+        a3 += f3 * a;
+        b0 += f0 * b;
+        b1 += f1 * b;
+        b2 += f2 * b;
+        b3 += f3 * b;
       }
+      // A last odd element is computed twice and stored twice.
+      out[to + l] = a0;
+      out[to + width + l] = a1;
+      out[to + 2 * width + l] = a2;
+      out[to + 3 * width + l] = a3;
+      out[to + l + second] = b0;
+      out[to + width + l + second] = b1;
+      out[to + 2 * width + l + second] = b2;
+      out[to + 3 * width + l + second] = b3;
     }
   }
 }

@@ -32,9 +32,11 @@ export function applyMap(
 ): void {
   switch (map.op) {
     case "scale":
-      for (let i = 0; i < x.length; i++) {
-        const c = Math.floor(i / inner) % channels;
-        x[i] = (x[i] as number) * (map.factors[c] as number);
+      for (let o = 0, at = 0; o < outer; o++) {
+        for (let c = 0; c < channels; c++) {
+          const factor = map.factors[c] as number;
+          for (const end = at + inner; at < end; at++) x[at] = (x[at] as number) * factor;
+        }
       }
       break;
     case "hadamard": {
