@@ -35,7 +35,8 @@ const word = (name, value) => {
   bits.setFloat32(0, value);
   return bits.getInt32(0);
 };
-const encode = (names, values) => names.map((name) => word(name, values[name] ?? (name.endsWith("At") ? -1 : 0)));
+const encode = (names, values) =>
+  names.map((name) => word(name, values[name] ?? (name.endsWith("At") ? -1 : 0)));
 
 /** User and system time together: the split between the two is sampled, their sum is exact. */
 const processorSeconds = () => {
@@ -113,7 +114,16 @@ function gint(b, n, k, codeBits, groupSize) {
   const panels = Math.ceil(n / 32);
   const kPad = Math.ceil(k / 32) * 32;
   const groups = groupSize ? Math.ceil(k / groupSize) : 1;
-  const weight = { kind: ops.WEIGHT_KIND.gint, n, k, panels, kPad, bits: codeBits, groupSize, groups };
+  const weight = {
+    kind: ops.WEIGHT_KIND.gint,
+    n,
+    k,
+    panels,
+    kPad,
+    bits: codeBits,
+    groupSize,
+    groups,
+  };
   for (const width of [8, 4, 2, 1]) {
     if (codeBits & width) weight[`seg${width}At`] = b.bytes(panels * kPad * 4 * width);
   }
@@ -149,9 +159,20 @@ function linearInt(m, n, k, codeBits, groupSize, copies = 1) {
 function linearFloat(m, n, k, codeBits, groupSize, copies = 1) {
   return (b) => {
     const weights = Array.from({ length: copies }, () => gint(b, n, k, codeBits, groupSize));
-    const common = { rowsReg: 20, srcAt: b.floats(m * k), ldSrc: k, dstAt: b.alloc(4 * m * n), ldDst: n, epilogue: 0 };
+    const common = {
+      rowsReg: 20,
+      srcAt: b.floats(m * k),
+      ldSrc: k,
+      dstAt: b.alloc(4 * m * n),
+      ldDst: n,
+      epilogue: 0,
+    };
     b.registers[20] = m;
-    return b.load(weights, weights.map((_, i) => ["linearFloat", { ...common, weightW: i }]), m);
+    return b.load(
+      weights,
+      weights.map((_, i) => ["linearFloat", { ...common, weightW: i }]),
+      m,
+    );
   };
 }
 
@@ -159,8 +180,22 @@ function gemm(m, n, k, transA = 0, transB = 0) {
   return (b) => {
     b.registers[20] = m;
     const operands = {
-      rowsReg: 20, cols: n, inner: k, aAt: b.floats(m * k), aSkip: 0, lda: transA ? m : k, transA,
-      bAt: b.floats(n * k), bSkip: 0, ldb: transB ? k : n, transB, cAt: b.alloc(4 * m * n), cSkip: 0, ldc: n, alphaF: 1, betaF: 0,
+      rowsReg: 20,
+      cols: n,
+      inner: k,
+      aAt: b.floats(m * k),
+      aSkip: 0,
+      lda: transA ? m : k,
+      transA,
+      bAt: b.floats(n * k),
+      bSkip: 0,
+      ldb: transB ? k : n,
+      transB,
+      cAt: b.alloc(4 * m * n),
+      cSkip: 0,
+      ldc: n,
+      alphaF: 1,
+      betaF: 0,
     };
     return b.load([], [["gemm", operands]], m);
   };
@@ -169,7 +204,13 @@ function gemm(m, n, k, transA = 0, transB = 0) {
 function gram(m, width) {
   return (b) => {
     b.registers[20] = m;
-    const operands = { rowsReg: 20, srcAt: b.floats(m * width), ldSrc: width, width, gramAt: b.alloc(8 * width * width) };
+    const operands = {
+      rowsReg: 20,
+      srcAt: b.floats(m * width),
+      ldSrc: width,
+      width,
+      gramAt: b.alloc(8 * width * width),
+    };
     return b.load([], [["gram", operands]], m);
   };
 }
@@ -181,7 +222,8 @@ function inverseFactor(n) {
     const h = new Float64Array(b.memory, hessianAt * 64, n * n);
     const program = b.load([], [["inverseFactor", operands]], 1);
     program.before = () => {
-      for (let i = 0; i < n; i++) for (let j = i; j < n; j++) h[i * n + j] = i === j ? n : Math.cos(i * j);
+      for (let i = 0; i < n; i++)
+        for (let j = i; j < n; j++) h[i * n + j] = i === j ? n : Math.cos(i * j);
     };
     return program;
   };
@@ -189,31 +231,134 @@ function inverseFactor(n) {
 
 const GOPS = (m, n, k) => (2 * m * n * k) / 1e9;
 const cases = [];
-for (const [n, k] of [[576, 576], [1536, 576], [576, 1536], [4096, 4096]]) {
+for (const [n, k] of [
+  [576, 576],
+  [1536, 576],
+  [576, 1536],
+  [4096, 4096],
+]) {
   for (const group of [0, 128]) {
-    cases.push({ name: `int gemm M=512 ${n}x${k} w4 ${group ? `g${group}` : "channel"}`, make: linearInt(512, n, k, 4, group), work: GOPS(512, n, k), unit: "GOPS", ceiling: "dot" });
+    cases.push({
+      name: `int gemm M=512 ${n}x${k} w4 ${group ? `g${group}` : "channel"}`,
+      make: linearInt(512, n, k, 4, group),
+      work: GOPS(512, n, k),
+      unit: "GOPS",
+      ceiling: "dot",
+    });
   }
 }
-cases.push({ name: "int gemm M=512 1536x576 w4 g32", make: linearInt(512, 1536, 576, 4, 32), work: GOPS(512, 1536, 576), unit: "GOPS", ceiling: "dot" });
-cases.push({ name: "int gemm M=512 1536x576 w8 channel", make: linearInt(512, 1536, 576, 8, 0), work: GOPS(512, 1536, 576), unit: "GOPS", ceiling: "dot" });
-cases.push({ name: "int gemm M=512 1536x576 w3 channel", make: linearInt(512, 1536, 576, 3, 0), work: GOPS(512, 1536, 576), unit: "GOPS", ceiling: "dot" });
+cases.push({
+  name: "int gemm M=512 1536x576 w4 g32",
+  make: linearInt(512, 1536, 576, 4, 32),
+  work: GOPS(512, 1536, 576),
+  unit: "GOPS",
+  ceiling: "dot",
+});
+cases.push({
+  name: "int gemm M=512 1536x576 w8 channel",
+  make: linearInt(512, 1536, 576, 8, 0),
+  work: GOPS(512, 1536, 576),
+  unit: "GOPS",
+  ceiling: "dot",
+});
+cases.push({
+  name: "int gemm M=512 1536x576 w3 channel",
+  make: linearInt(512, 1536, 576, 3, 0),
+  work: GOPS(512, 1536, 576),
+  unit: "GOPS",
+  ceiling: "dot",
+});
 for (const m of [8, 12, 16, 48]) {
-  cases.push({ name: `int gemm M=${m} 4096x4096 w4 channel`, make: linearInt(m, 4096, 4096, 4, 0), work: GOPS(m, 4096, 4096), unit: "GOPS", ceiling: "dot" });
+  cases.push({
+    name: `int gemm M=${m} 4096x4096 w4 channel`,
+    make: linearInt(m, 4096, 4096, 4, 0),
+    work: GOPS(m, 4096, 4096),
+    unit: "GOPS",
+    ceiling: "dot",
+  });
 }
 const MB8 = (4096 * 4096) / 1e9;
-for (const [codeBits, group] of [[4, 0], [4, 128], [8, 0], [3, 128], [2, 0], [1, 0]]) {
+for (const [codeBits, group] of [
+  [4, 0],
+  [4, 128],
+  [8, 0],
+  [3, 128],
+  [2, 0],
+  [1, 0],
+]) {
   const copies = Math.ceil(12 / codeBits) * 3;
-  cases.push({ name: `int gemv cold 4096x4096 w${codeBits} ${group ? `g${group}` : "channel"}`, make: linearInt(1, 4096, 4096, codeBits, group, copies), work: (copies * MB8 * codeBits) / 8, unit: "GB/s", ceiling: "read" });
+  cases.push({
+    name: `int gemv cold 4096x4096 w${codeBits} ${group ? `g${group}` : "channel"}`,
+    make: linearInt(1, 4096, 4096, codeBits, group, copies),
+    work: (copies * MB8 * codeBits) / 8,
+    unit: "GB/s",
+    ceiling: "read",
+  });
 }
-cases.push({ name: "int gemv cold M=4 4096x4096 w4 channel", make: linearInt(4, 4096, 4096, 4, 0, 9), work: (9 * MB8) / 2, unit: "GB/s", ceiling: "read" });
-cases.push({ name: "float gemv cold 4096x4096 w4 g128", make: linearFloat(1, 4096, 4096, 4, 128, 9), work: (9 * MB8) / 2, unit: "GB/s", ceiling: "read" });
-cases.push({ name: "float gemv cold 4096x4096 w8 g128", make: linearFloat(1, 4096, 4096, 8, 128, 5), work: 5 * MB8, unit: "GB/s", ceiling: "read" });
-cases.push({ name: "float gemm M=512 1536x576 w4 g128", make: linearFloat(512, 1536, 576, 4, 128), work: GOPS(512, 1536, 576), unit: "GFLOPS", ceiling: "fma" });
-cases.push({ name: "f32 gemm 1024^3", make: gemm(1024, 1024, 1024), work: GOPS(1024, 1024, 1024), unit: "GFLOPS", ceiling: "fma" });
-cases.push({ name: "f32 gemm 1024^3 A^T", make: gemm(1024, 1024, 1024, 1, 0), work: GOPS(1024, 1024, 1024), unit: "GFLOPS", ceiling: "fma" });
-cases.push({ name: "f32 gemm 1024^3 B^T", make: gemm(1024, 1024, 1024, 0, 1), work: GOPS(1024, 1024, 1024), unit: "GFLOPS", ceiling: "fma" });
-cases.push({ name: "gram 512x1536", make: gram(512, 1536), work: GOPS(512, 1536, 1536) / 2, unit: "GFLOPS", ceiling: "fma" });
-cases.push({ name: "inverse factor 1536 (f64)", make: inverseFactor(1536), work: ((2 / 3) * 1536 ** 3) / 1e9, unit: "GFLOPS", ceiling: "fma", half: true });
+cases.push({
+  name: "int gemv cold M=4 4096x4096 w4 channel",
+  make: linearInt(4, 4096, 4096, 4, 0, 9),
+  work: (9 * MB8) / 2,
+  unit: "GB/s",
+  ceiling: "read",
+});
+cases.push({
+  name: "float gemv cold 4096x4096 w4 g128",
+  make: linearFloat(1, 4096, 4096, 4, 128, 9),
+  work: (9 * MB8) / 2,
+  unit: "GB/s",
+  ceiling: "read",
+});
+cases.push({
+  name: "float gemv cold 4096x4096 w8 g128",
+  make: linearFloat(1, 4096, 4096, 8, 128, 5),
+  work: 5 * MB8,
+  unit: "GB/s",
+  ceiling: "read",
+});
+cases.push({
+  name: "float gemm M=512 1536x576 w4 g128",
+  make: linearFloat(512, 1536, 576, 4, 128),
+  work: GOPS(512, 1536, 576),
+  unit: "GFLOPS",
+  ceiling: "fma",
+});
+cases.push({
+  name: "f32 gemm 1024^3",
+  make: gemm(1024, 1024, 1024),
+  work: GOPS(1024, 1024, 1024),
+  unit: "GFLOPS",
+  ceiling: "fma",
+});
+cases.push({
+  name: "f32 gemm 1024^3 A^T",
+  make: gemm(1024, 1024, 1024, 1, 0),
+  work: GOPS(1024, 1024, 1024),
+  unit: "GFLOPS",
+  ceiling: "fma",
+});
+cases.push({
+  name: "f32 gemm 1024^3 B^T",
+  make: gemm(1024, 1024, 1024, 0, 1),
+  work: GOPS(1024, 1024, 1024),
+  unit: "GFLOPS",
+  ceiling: "fma",
+});
+cases.push({
+  name: "gram 512x1536",
+  make: gram(512, 1536),
+  work: GOPS(512, 1536, 1536) / 2,
+  unit: "GFLOPS",
+  ceiling: "fma",
+});
+cases.push({
+  name: "inverse factor 1536 (f64)",
+  make: inverseFactor(1536),
+  work: ((2 / 3) * 1536 ** 3) / 1e9,
+  unit: "GFLOPS",
+  ceiling: "fma",
+  half: true,
+});
 
 const median = (list) => [...list].sort((x, y) => x - y)[list.length >> 1];
 const digits = (x) => Number(x.toPrecision(3));
@@ -246,7 +391,17 @@ for (const { name, make, work, unit, ceiling, half } of cases) {
     }
     const best = Math.max(...rates);
     const share = top ? `${Math.round((100 * best) / top)} %` : null;
-    console.log(JSON.stringify({ name, threads, best: digits(best), median: digits(median(rates)), unit, ceiling: digits(top), share }));
+    console.log(
+      JSON.stringify({
+        name,
+        threads,
+        best: digits(best),
+        median: digits(median(rates)),
+        unit,
+        ceiling: digits(top),
+        share,
+      }),
+    );
     addon.dispose(bench.engine);
   }
 }
