@@ -1,11 +1,11 @@
 /** Texts to measure and calibrate with. Node only. */
 import { readFile } from "node:fs/promises";
-import { UsageError } from "./errors.js";
+import { FormatError, ModelError } from "./errors.js";
 
 /**
  * A text file as Python's `open(path).read()` gives it: UTF-8 with universal newlines (\r\n and \r become \n). Every
  * reference implementation of the perplexity protocol reads its text that way, and the newlines are tokens.
- * @throws UsageError when the file cannot be read or is not UTF-8
+ * @throws ModelError when the file cannot be read, FormatError when it is not UTF-8 (exit code 3: data missing or unsupported)
  */
 export async function readTextFile(path: string): Promise<string> {
   let bytes: Uint8Array;
@@ -13,11 +13,19 @@ export async function readTextFile(path: string): Promise<string> {
     bytes = await readFile(path);
   } catch (cause) {
     const code = (cause as NodeJS.ErrnoException).code ?? "unreadable";
-    throw new UsageError(`the text file cannot be read (${code})`, { place: path, hint: "Check the path.", cause });
+    throw new UsageError(`the text file cannot be read (${code})`, {
+      place: path,
+      hint: "Check the path.",
+      cause,
+    });
   }
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes).replace(/\r\n?/g, "\n");
   } catch (cause) {
-    throw new UsageError("the file is not UTF-8 text", { place: path, hint: "Convert it to UTF-8.", cause });
+    throw new UsageError("the file is not UTF-8 text", {
+      place: path,
+      hint: "Convert it to UTF-8.",
+      cause,
+    });
   }
 }
