@@ -30,7 +30,9 @@ const { values, positionals } = parseArgs({
 });
 const [gguf, artifact] = positionals;
 if (!gguf || !artifact) {
-  console.error("usage: node bench/peers/run.mjs <model.gguf> <nibble artifact> [--threads 1,2] [--rounds 5] [--json]");
+  console.error(
+    "usage: node bench/peers/run.mjs <model.gguf> <nibble artifact> [--threads 1,2] [--rounds 5] [--json]",
+  );
   process.exit(2);
 }
 const { benchModel, openModel } = await import("../../packages/nibble/dist/index.js");
@@ -50,9 +52,19 @@ const CASES = [
 ];
 
 async function openLlama(threads) {
-  const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: threads });
+  const llama = await getLlama({
+    gpu: false,
+    build: "never",
+    skipDownload: true,
+    maxThreads: threads,
+  });
   const model = await llama.loadModel({ modelPath: q40 });
-  const context = await model.createContext({ contextSize: CONTEXT, batchSize: 512, threads, sequences: 1 });
+  const context = await model.createContext({
+    contextSize: CONTEXT,
+    batchSize: 512,
+    threads,
+    sequences: 1,
+  });
   const sequence = context.getSequence();
   return {
     async measure({ prefill, decode, depth }) {
@@ -62,7 +74,9 @@ async function openLlama(threads) {
       if (prefill > 0) await sequence.evaluateWithoutGeneratingNewTokens(tokens.slice(0, prefill));
       for (let i = 0; i < decode; i++) {
         // One given token at a time with its logits, as our own bench does; no sampling chain.
-        await sequence.controlledEvaluate([[tokens[depth + i], { generateNext: { token: true, options: { temperature: 0 } } }]]);
+        await sequence.controlledEvaluate([
+          [tokens[depth + i], { generateNext: { token: true, options: { temperature: 0 } } }],
+        ]);
       }
       return (prefill + decode) / ((performance.now() - started) / 1000);
     },
@@ -118,12 +132,16 @@ const facts = {
 };
 if (values.json) console.log(JSON.stringify({ ...facts, rows }, null, 1));
 else {
-  console.log(`\n${facts.cpu}, load ${facts.load.toFixed(2)}, Node ${facts.node}; file sizes: nibble ${(facts.nibbleBytes / 1e6).toFixed(1)} MB, Q4_0 ${(facts.llamaCppBytes / 1e6).toFixed(1)} MB`);
+  console.log(
+    `\n${facts.cpu}, load ${facts.load.toFixed(2)}, Node ${facts.node}; file sizes: nibble ${(facts.nibbleBytes / 1e6).toFixed(1)} MB, Q4_0 ${(facts.llamaCppBytes / 1e6).toFixed(1)} MB`,
+  );
   console.log("tokens/s, medians of interleaved rounds (best round in brackets)\n");
   console.log("case       T   nibble            llama.cpp Q4_0    ratio (of best)");
   for (const r of rows) {
     const pair = (a, b) => `${a.toFixed(0)} (${b.toFixed(0)})`.padEnd(17);
-    console.log(`${r.case.padEnd(10)} ${r.threads}   ${pair(r.nibble, r.nibbleBest)} ${pair(r.llamaCpp, r.llamaCppBest)} ${r.ratio.toFixed(2)} (${r.ratioOfBest.toFixed(2)})`);
+    console.log(
+      `${r.case.padEnd(10)} ${r.threads}   ${pair(r.nibble, r.nibbleBest)} ${pair(r.llamaCpp, r.llamaCppBest)} ${r.ratio.toFixed(2)} (${r.ratioOfBest.toFixed(2)})`,
+    );
   }
 }
 process.exit(0);

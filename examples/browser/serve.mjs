@@ -1,16 +1,27 @@
 #!/usr/bin/env node
+import { readFile } from "node:fs/promises";
 // Serves the example page and nibble's browser build on this machine only, cross-origin isolated so that threads work.
 //   node examples/browser/serve.mjs [--port 8137] [--no-isolation]
 import { createServer } from "node:http";
-import { readFile } from "node:fs/promises";
 import { dirname, extname, join, normalize, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const dist = join(here, "../../packages/nibble");
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json" };
-const { values } = parseArgs({ options: { port: { type: "string", default: "8137" }, "no-isolation": { type: "boolean", default: false } } });
+const TYPES = {
+  ".html": "text/html",
+  ".js": "text/javascript",
+  ".mjs": "text/javascript",
+  ".wasm": "application/wasm",
+  ".json": "application/json",
+};
+const { values } = parseArgs({
+  options: {
+    port: { type: "string", default: "8137" },
+    "no-isolation": { type: "boolean", default: false },
+  },
+});
 
 /** /nibble/… is the package's dist, /wasm/… its kernels, /modules/… its dependencies; the rest is this folder. */
 function locate(path) {
@@ -28,10 +39,20 @@ const server = createServer(async (request, response) => {
     const body = await readFile(file);
     const isolation = values["no-isolation"]
       ? {}
-      : { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
-    response.writeHead(200, { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream", ...isolation }).end(body);
+      : {
+          "Cross-Origin-Opener-Policy": "same-origin",
+          "Cross-Origin-Embedder-Policy": "require-corp",
+        };
+    response
+      .writeHead(200, {
+        "Content-Type": TYPES[extname(file)] ?? "application/octet-stream",
+        ...isolation,
+      })
+      .end(body);
   } catch {
     response.writeHead(404).end("not found");
   }
 });
-server.listen(Number(values.port), "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}/`));
+server.listen(Number(values.port), "127.0.0.1", () =>
+  console.log(`http://127.0.0.1:${server.address().port}/`),
+);

@@ -12,10 +12,15 @@ import type { Model } from "./model/model.js";
 
 export { NibbleError } from "./core/errors.js";
 export { VERSION as version } from "./core/version.js";
-export { type OpenedModel, type OpenOptions, openLoaded } from "./runtime/opened.js";
 export { benchModel } from "./runtime/bench.js";
+export { type OpenedModel, type OpenOptions, openLoaded } from "./runtime/opened.js";
 export type { SamplingOptions } from "./runtime/sampler.js";
-export { createSession, type GenerateOptions, type GenerationSummary, Session } from "./runtime/session.js";
+export {
+  createSession,
+  type GenerateOptions,
+  type GenerationSummary,
+  Session,
+} from "./runtime/session.js";
 
 /** Opens one .gguf file. @throws FormatError for anything else. */
 export async function modelFromGguf(file: Blob | ByteSource): Promise<Model> {
@@ -33,7 +38,10 @@ export async function modelFromFiles(files: readonly File[]): Promise<Model> {
   const [first] = files;
   if (!first) throw new ModelError("no files were given");
   if (files.length === 1 && first.name.endsWith(".gguf")) return modelFromGguf(first);
-  const folder = sourceFolder(files.map((file) => blobSource(file)), "files");
+  const folder = sourceFolder(
+    files.map((file) => blobSource(file)),
+    "files",
+  );
   if (isArtifact(folder)) return loadArtifact(folder);
   const { config, source, files: sidecars, id } = await openHfFolder(folder);
   return buildModel(config, source, sidecars, id);

@@ -22,7 +22,7 @@ export {
 export type { Backend, BackendId, BackendStatus, Engine } from "./kernels/contract.js";
 export { selectBackend } from "./kernels/select.js";
 export { KV_PRESET_NAMES, kvPreset } from "./kv/presets.js";
-export { type Method, defineMethod } from "./methods/contract.js";
+export { defineMethod, type Method } from "./methods/contract.js";
 export { methods } from "./methods/index.js";
 export type { KvRecipe, Model } from "./model/model.js";
 export { loadRecipe, recipeFromObject } from "./recipe/load.js";
@@ -33,4 +33,9 @@ export { type BenchOptions, type BenchResult, benchModel } from "./runtime/bench
 export { loadModel } from "./runtime/load-model.js";
 export { type OpenedModel, type OpenOptions, openModel } from "./runtime/open.js";
 export type { SamplingOptions } from "./runtime/sampler.js";
-export { createSession, type GenerateOptions, type GenerationSummary, Session } from "./runtime/session.js";
+export {
+  createSession,
+  type GenerateOptions,
+  type GenerationSummary,
+  Session,
+} from "./runtime/session.js";

@@ -37,7 +37,9 @@ export class Arena {
   }
 
   /** Places a copy of an array. */
-  place(data: Float32Array | Int32Array | Uint32Array | Int8Array | Uint8Array | Uint16Array): number {
+  place(
+    data: Float32Array | Int32Array | Uint32Array | Int8Array | Uint8Array | Uint16Array,
+  ): number {
     const at = this.alloc(data.byteLength);
     new Uint8Array(this.memory, at * LINE, data.byteLength).set(
       new Uint8Array(data.buffer, data.byteOffset, data.byteLength),

@@ -11,10 +11,10 @@ import { ProgramBuilder } from "../kernels/program.js";
 import { scratchLines } from "../kernels/scratch.js";
 import { allocateBuffers } from "./buffers.js";
 import type { ModelConfig } from "./config.js";
-import { BlockLowering, type Buffers, type PlacedBlock, REGISTER } from "./lower.js";
+import { BlockLowering, type PlacedBlock, REGISTER } from "./lower.js";
 import type { Model } from "./model.js";
 import { isTied } from "./model.js";
-import { maxGroups, placeEmbedding, placeEdges, placeLayer, placeSites } from "./place-model.js";
+import { maxGroups, placeEdges, placeEmbedding, placeLayer, placeSites } from "./place-model.js";
 
 export interface CompileOptions {
   backend: Backend;
@@ -71,7 +71,12 @@ export interface CompiledModel {
 }
 
 /** Upper bound of the arena. Untouched pages cost nothing, so it may be generous. */
-function arenaBound(model: Model, options: CompileOptions, maxRows: number, maxLogitRows: number): number {
+function arenaBound(
+  model: Model,
+  options: CompileOptions,
+  maxRows: number,
+  maxLogitRows: number,
+): number {
   const c = model.config;
   let bytes = 16 * 2 ** 20;
   for (const { spec } of model.parameters.values()) {
@@ -145,7 +150,13 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     const wide = buffers.wide;
     const perThread = scratchLines(Math.max(wide, d), wide);
     const scratchAt = arena.alloc(options.threads * perThread * LINE);
-    const limits = { scratchAt, scratchLines: perThread, maxRows, maxLogitRows, arenaLines: arena.usedLines };
+    const limits = {
+      scratchAt,
+      scratchLines: perThread,
+      maxRows,
+      maxLogitRows,
+      arenaLines: arena.usedLines,
+    };
 
     const emitHead = (b: ProgramBuilder) => {
       const headInputAt = buffers.normedAt;
@@ -220,13 +231,16 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       step,
       head,
       weightBytes,
-      bytesPerToken: layerBytes + (isTied(model) ? embeddingBytes : embeddingBytes - embedding.embedBytes),
+      bytesPerToken:
+        layerBytes + (isTied(model) ? embeddingBytes : embeddingBytes - embedding.embedBytes),
       dispose: () => engine.dispose(),
     };
   } catch (error) {
     await engine.dispose();
     if (error instanceof RangeError) {
-      throw new ResourceError(`not enough memory for the model: ${error.message}`, { cause: error });
+      throw new ResourceError(`not enough memory for the model: ${error.message}`, {
+        cause: error,
+      });
     }
     throw error;
   }
@@ -251,5 +265,3 @@ function maxRank(blocks: PlacedBlock[]): number {
   }
   return rank;
 }
-
-export type { Buffers };

@@ -126,7 +126,11 @@ export interface PlacedBlock {
  * Called with the f32 input of a site (after its online transforms, before its quantizer). A lowering that observes leaves
  * out what only the block's result needs: the last linear.
  */
-export type Observe = (site: Site, expert: number | null, operands: { rowsReg: number; srcAt: number; ldSrc: number; width: number }) => void;
+export type Observe = (
+  site: Site,
+  expert: number | null,
+  operands: { rowsReg: number; srcAt: number; ldSrc: number; width: number },
+) => void;
 
 type Source =
   | { kind: "plain"; at: number; ld: number; width: number }
@@ -155,7 +159,12 @@ export class BlockLowering {
 
   /** Residual in, residual out (in place at residualAt). */
   block(block: PlacedBlock): void {
-    const { hiddenSize: d, numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = this.#config;
+    const {
+      hiddenSize: d,
+      numAttentionHeads: heads,
+      numKeyValueHeads: kvHeads,
+      headDim,
+    } = this.#config;
     const b = this.#buffers;
     const rowsReg = REGISTER.rows;
     let offset = 0;
@@ -164,13 +173,20 @@ export class BlockLowering {
       offset += linear.n;
       return { linear, dstAt: output, ldDst: b.ldQkv, epilogue: EPILOGUE.store };
     });
-    this.#site("attn_in", null, rowsReg, block.sites.attn_in, {
-      kind: "norm",
-      at: b.residualAt,
-      ld: d,
-      width: d,
-      gainAt: block.inputNormAt,
-    }, qkv);
+    this.#site(
+      "attn_in",
+      null,
+      rowsReg,
+      block.sites.attn_in,
+      {
+        kind: "norm",
+        at: b.residualAt,
+        ld: d,
+        width: d,
+        gainAt: block.inputNormAt,
+      },
+      qkv,
+    );
     this.#builder.emit("appendKv", {
       rowsReg,
       qkvAt: b.qkvAt,
@@ -210,12 +226,19 @@ export class BlockLowering {
       partsAt: b.partsAt,
       partsLines: b.partsLines,
     });
-    this.#site("attn_out", null, rowsReg, block.sites.attn_out, {
-      kind: "plain",
-      at: b.attentionAt,
-      ld: b.ldAttention,
-      width: heads * headDim,
-    }, [{ linear: block.o, dstAt: b.residualAt, ldDst: d, epilogue: EPILOGUE.add }]);
+    this.#site(
+      "attn_out",
+      null,
+      rowsReg,
+      block.sites.attn_out,
+      {
+        kind: "plain",
+        at: b.attentionAt,
+        ld: b.ldAttention,
+        width: heads * headDim,
+      },
+      [{ linear: block.o, dstAt: b.residualAt, ldDst: d, epilogue: EPILOGUE.add }],
+    );
 
     const mlpSource: Source = {
       kind: "norm",
@@ -258,12 +281,19 @@ export class BlockLowering {
         width: this.#config.intermediateSize,
       });
     }
-    this.#site("mlp_out", expert, rowsReg, sites.mlp_out, {
-      kind: "plain",
-      at: b.middleAt,
-      ld: b.ldMiddle,
-      width: this.#config.intermediateSize,
-    }, [{ linear: mlp.down, dstAt, ldDst: this.#config.hiddenSize, epilogue }]);
+    this.#site(
+      "mlp_out",
+      expert,
+      rowsReg,
+      sites.mlp_out,
+      {
+        kind: "plain",
+        at: b.middleAt,
+        ld: b.ldMiddle,
+        width: this.#config.intermediateSize,
+      },
+      [{ linear: mlp.down, dstAt, ldDst: this.#config.hiddenSize, epilogue }],
+    );
   }
 
   /** Router on the normed input; each expert runs on the rows routed to it, in expert order. */
@@ -346,15 +376,27 @@ export class BlockLowering {
         (transforms.length === 1 && first?.op === "hadamard" && source.kind === "plain"));
     if (fused && quantizer) {
       for (const group of byGroupSize(outputs)) {
-        this.#quantize(rowsReg, source, first?.op === "hadamard" ? first : null, quantizer, group.groupSize);
-        for (const output of group.outputs) this.#linearInt(rowsReg, source.width, quantizer, output);
+        this.#quantize(
+          rowsReg,
+          source,
+          first?.op === "hadamard" ? first : null,
+          quantizer,
+          group.groupSize,
+        );
+        for (const output of group.outputs)
+          this.#linearInt(rowsReg, source.width, quantizer, output);
       }
       return;
     }
 
     let input = this.#materialize(source, rowsReg, this.#buffers.normedAt);
     for (const transform of transforms) input = this.#transform(transform, input, rowsReg);
-    this.#observe?.(site, expert, { rowsReg, srcAt: input.at, ldSrc: input.ld, width: input.width });
+    this.#observe?.(site, expert, {
+      rowsReg,
+      srcAt: input.at,
+      ldSrc: input.ld,
+      width: input.width,
+    });
     // Whoever observes a block wants its inputs, not its result: the last linear has nothing left to feed.
     if (this.#observe && site === "mlp_out") return;
     for (const output of outputs) this.#linear(rowsReg, input, quantizer, output);
@@ -386,7 +428,9 @@ export class BlockLowering {
     }
     const sideCars = linear.csr !== null || linear.lowRank.length > 0;
     if (sideCars && output.epilogue === EPILOGUE.swiglu) {
-      throw new Error("a weight with side-cars cannot be fused with swiglu: place gate and up apart");
+      throw new Error(
+        "a weight with side-cars cannot be fused with swiglu: place gate and up apart",
+      );
     }
     if (quantizer && linear.integer) {
       this.#quantize(rowsReg, from, null, quantizer, linear.groupSize);
@@ -497,7 +541,8 @@ export class BlockLowering {
       groupSize: weightGroupSize,
       clipF: quantizer.clip,
     };
-    if (hadamard) this.#builder.emit("hadamardQuantize", { ...common, ...hadamardOperands(hadamard) });
+    if (hadamard)
+      this.#builder.emit("hadamardQuantize", { ...common, ...hadamardOperands(hadamard) });
     else if (source.kind === "norm") {
       this.#builder.emit("rmsnormQuantize", {
         ...common,
@@ -507,7 +552,12 @@ export class BlockLowering {
     } else this.#builder.emit("quantize", common);
   }
 
-  #linearInt(rowsReg: number, width: number, quantizer: ActivationQuantizer, output: LinearOutput): void {
+  #linearInt(
+    rowsReg: number,
+    width: number,
+    quantizer: ActivationQuantizer,
+    output: LinearOutput,
+  ): void {
     const b = this.#buffers;
     const { linear } = output;
     this.#builder.emit("linearInt", {
@@ -518,7 +568,9 @@ export class BlockLowering {
       sumAt: b.sumAt,
       zeroAt: quantizer.symmetric ? -1 : b.zeroAt,
       activationGroups:
-        quantizer.granularity === "token" || linear.groupSize === 0 ? 1 : Math.ceil(width / linear.groupSize),
+        quantizer.granularity === "token" || linear.groupSize === 0
+          ? 1
+          : Math.ceil(width / linear.groupSize),
       weightW: linear.weight,
       dstAt: output.dstAt,
       ldDst: output.ldDst,
@@ -530,7 +582,13 @@ export class BlockLowering {
   #fakeQuantize(rowsReg: number, source: Source, quantizer: ActivationQuantizer): Source {
     const b = this.#buffers;
     const groupSize = quantizer.granularity === "token" ? 0 : quantizer.granularity;
-    this.#quantize(rowsReg, source, null, { ...quantizer, granularity: groupSize || "token" }, groupSize);
+    this.#quantize(
+      rowsReg,
+      source,
+      null,
+      { ...quantizer, granularity: groupSize || "token" },
+      groupSize,
+    );
     const at = source.at === b.transformedAt ? b.normedAt : b.transformedAt;
     this.#builder.emit("dequantize", {
       rowsReg,
@@ -565,12 +623,30 @@ export function listStride(maxRows: number): number {
 
 type HadamardOperands = Pick<
   Operands<"hadamard">,
-  "blocks" | "orderK" | "orderM" | "inner" | "matrixAt" | "transpose" | "preSignAt" | "postSignAt" | "normF"
+  | "blocks"
+  | "orderK"
+  | "orderM"
+  | "inner"
+  | "matrixAt"
+  | "transpose"
+  | "preSignAt"
+  | "postSignAt"
+  | "normF"
 >;
 
 function hadamardOperands(t: Extract<PlacedTransform, { op: "hadamard" }>): HadamardOperands {
   const { blocks, orderK, orderM, inner, matrixAt, norm } = t;
-  return { blocks, orderK, orderM, inner, matrixAt, transpose: 0, preSignAt: -1, postSignAt: -1, normF: norm };
+  return {
+    blocks,
+    orderK,
+    orderM,
+    inner,
+    matrixAt,
+    transpose: 0,
+    preSignAt: -1,
+    postSignAt: -1,
+    normF: norm,
+  };
 }
 
 /** Outputs that can share one quantization (the sums depend on the weight's groups). */

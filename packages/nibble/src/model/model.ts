@@ -39,7 +39,14 @@ export type OnlineTransform =
   /** z <- (M (x) I_headDim) z across query heads: Hadamard of `order`, or an explicit orthogonal matrix [order, order]. */
   | { op: "headMix"; site: Site; order: number; matrix?: Float32Array }
   /** Tied-embedding edges. embed_out: x <- H D x; head_in: h <- g (D H^T x^). signs [hiddenSize] of +-1. */
-  | { op: "edge"; site: "embed_out" | "head_in"; size: number; signs: Float32Array; gain?: Float32Array; dense?: Float32Array };
+  | {
+      op: "edge";
+      site: "embed_out" | "head_in";
+      size: number;
+      signs: Float32Array;
+      gain?: Float32Array;
+      dense?: Float32Array;
+    };
 
 export interface ActivationQuantizer {
   bits: number;

@@ -1,8 +1,8 @@
 /** Places the parts of a model in an arena: embedding and head, one layer's projections, the edges of the residual stream. */
 import { ModelError } from "../core/errors.js";
+import { decode } from "../encodings/quant-tensor.js";
 import type { Arena } from "../graph/arena.js";
 import { EPILOGUE } from "../kernels/ops.js";
-import { decode } from "../encodings/quant-tensor.js";
 import type { ProgramBuilder } from "../kernels/program.js";
 import { hadamardOrder } from "../linalg/hadamard.js";
 import type { ModelConfig } from "./config.js";
@@ -27,7 +27,9 @@ export async function loadWeight(source: Parameter, dense = false): Promise<Load
   const { weight } = source;
   if (!("quant" in weight)) return { n, k, bias, path, dense: await weight.read() };
   const quant = await weight.quant();
-  return dense ? { n, k, bias, path, dense: decode(quant), pre: quant.pre } : { n, k, bias, path, quant };
+  return dense
+    ? { n, k, bias, path, dense: decode(quant), pre: quant.pre }
+    : { n, k, bias, path, quant };
 }
 
 export interface PlacedEmbedding {
@@ -92,9 +94,10 @@ export async function placeLayer(
   const mlp = async (prefix: string): Promise<PlacedMlp> => {
     const gate = await load(`${prefix}gate`);
     const up = await load(`${prefix}up`);
-    const gateUp = fusable([gate, up]) && gate.n % 16 === 0
-      ? placeWeights(arena, builder, [gate, up], { interleaved: true, codeSums })
-      : { gate: place(gate), up: place(up) };
+    const gateUp =
+      fusable([gate, up]) && gate.n % 16 === 0
+        ? placeWeights(arena, builder, [gate, up], { interleaved: true, codeSums })
+        : { gate: place(gate), up: place(up) };
     return { gateUp, down: place(await load(`${prefix}down`)) };
   };
   let mlpPart: PlacedBlock["mlp"];
@@ -127,7 +130,10 @@ async function placeQkGain(arena: Arena, model: Model, path: string): Promise<nu
 }
 
 /** Site recipes; matrices of equal transforms are placed once. */
-export function placeSites(arena: Arena, model: Model): (layer: number) => Record<Site, SiteRecipe> {
+export function placeSites(
+  arena: Arena,
+  model: Model,
+): (layer: number) => Record<Site, SiteRecipe> {
   const placed = new Map<OnlineTransform, PlacedTransform>();
   const width = (site: Site) => siteWidth(model.config, site);
   const one = (transform: OnlineTransform, site: Site): PlacedTransform => {
@@ -153,7 +159,9 @@ export function placeSites(arena: Arena, model: Model): (layer: number) => Recor
     return Object.fromEntries(
       SITES.map((site) => [
         site,
-        site in exceptions ? { ...recipes[site], quantizer: exceptions[site] ?? null } : recipes[site],
+        site in exceptions
+          ? { ...recipes[site], quantizer: exceptions[site] ?? null }
+          : recipes[site],
       ]),
     ) as Record<Site, SiteRecipe>;
   };
@@ -170,9 +178,15 @@ function placeTransform(
   transform: OnlineTransform,
   width: number,
 ): PlacedTransform {
-  if (transform.op === "edge") throw new Error("an edge belongs to the residual stream, not to a site");
+  if (transform.op === "edge")
+    throw new Error("an edge belongs to the residual stream, not to a site");
   if (transform.op === "headMix" && transform.matrix) {
-    return { op: "mixHeads", count: transform.order, inner: config.headDim, matrixAt: arena.place(transform.matrix) };
+    return {
+      op: "mixHeads",
+      count: transform.order,
+      inner: config.headDim,
+      matrixAt: arena.place(transform.matrix),
+    };
   }
   const size = transform.op === "headMix" ? transform.order : transform.size;
   const inner = transform.op === "headMix" ? config.headDim : 1;
@@ -188,14 +202,21 @@ function placeTransform(
   };
 }
 
-function placeHadamard(arena: Arena, size: number): { orderK: number; orderM: number; matrixAt: number } {
+function placeHadamard(
+  arena: Arena,
+  size: number,
+): { orderK: number; orderM: number; matrixAt: number } {
   const order = hadamardOrder(size);
   if (!order) {
     throw new ModelError(`there is no known Hadamard matrix of order ${size}`, {
       hint: "set blockSize to a power of two that divides it",
     });
   }
-  return { orderK: order.k, orderM: order.m, matrixAt: order.k > 1 ? arena.place(order.signs) : -1 };
+  return {
+    orderK: order.k,
+    orderM: order.m,
+    matrixAt: order.k > 1 ? arena.place(order.signs) : -1,
+  };
 }
 
 export interface PlacedEdges {
@@ -206,7 +227,11 @@ export interface PlacedEdges {
 }
 
 /** Final norm, and the rotations at both ends of the residual stream (tied embeddings under QuaRot). */
-export async function placeEdges(arena: Arena, builder: ProgramBuilder, model: Model): Promise<PlacedEdges> {
+export async function placeEdges(
+  arena: Arena,
+  builder: ProgramBuilder,
+  model: Model,
+): Promise<PlacedEdges> {
   const { config } = model;
   const d = config.hiddenSize;
   const finalGainAt = await placeGain(arena, model, "finalNorm");
@@ -214,7 +239,9 @@ export async function placeEdges(arena: Arena, builder: ProgramBuilder, model: M
     model.transforms.map(async (t) => {
       if (t.op !== "edge") return null;
       if (t.dense) {
-        const dense = placeWeights(arena, builder, [{ n: d, k: d, bias: null, path: t.site, dense: t.dense }]);
+        const dense = placeWeights(arena, builder, [
+          { n: d, k: d, bias: null, path: t.site, dense: t.dense },
+        ]);
         return { site: t.site, dense, hadamard: null, signsAt: -1, gainAt: -1 };
       }
       return {
@@ -304,7 +331,11 @@ export async function placeEdges(arena: Arena, builder: ProgramBuilder, model: M
 
 /** Largest number of groups along K of any quantized linear or activation. */
 export function maxGroups(blocks: PlacedBlock[], config: ModelConfig): number {
-  const wide = Math.max(config.hiddenSize, config.intermediateSize, config.numAttentionHeads * config.headDim);
+  const wide = Math.max(
+    config.hiddenSize,
+    config.intermediateSize,
+    config.numAttentionHeads * config.headDim,
+  );
   let smallest = wide;
   const visit = (linear: PlacedLinear) => {
     if (linear.groupSize > 0) smallest = Math.min(smallest, linear.groupSize);
@@ -312,7 +343,8 @@ export function maxGroups(blocks: PlacedBlock[], config: ModelConfig): number {
   for (const block of blocks) {
     for (const linear of [...block.qkv, block.o]) visit(linear);
     for (const mlp of "experts" in block.mlp ? block.mlp.experts : [block.mlp]) {
-      for (const l of "weight" in mlp.gateUp ? [mlp.gateUp] : [mlp.gateUp.gate, mlp.gateUp.up]) visit(l);
+      for (const l of "weight" in mlp.gateUp ? [mlp.gateUp] : [mlp.gateUp.gate, mlp.gateUp.up])
+        visit(l);
       visit(mlp.down);
     }
     for (const site of SITES) {

@@ -3,8 +3,8 @@
  * descriptor. What a kernel needs is decided by the encoding alone.
  */
 import { ModelError } from "../core/errors.js";
-import { decode } from "../encodings/quant-tensor.js";
 import { unpackCodes } from "../encodings/packed-codes.js";
+import { decode } from "../encodings/quant-tensor.js";
 import { namedTable } from "../encodings/tables.js";
 import type { Gint, GroupSize, Lut, PreOp, QuantTensor, StoredFloats } from "../encodings/types.js";
 import type { Arena } from "../graph/arena.js";
@@ -12,11 +12,11 @@ import { SCALAR_TYPE, WEIGHT_KIND, ZERO_KIND } from "../kernels/ops.js";
 import {
   groupCodeSums,
   groupCount,
+  PanelWriter,
   packDensePanels,
   paddedColumns,
   panelCount,
   panelSlot,
-  PanelWriter,
   segmentBytes,
   segmentWidths,
   writePanelFloats,
@@ -171,7 +171,9 @@ export function placeWeights(
     const rank = a.shape[0] as number;
     const scaled = alpha === 1 ? b.data : b.data.map((x) => x * alpha);
     const dense = (data: Float32Array, rows: number, cols: number) =>
-      placeWeights(arena, builder, [{ n: rows, k: cols, bias: null, path: first.path, dense: data }]).weight;
+      placeWeights(arena, builder, [
+        { n: rows, k: cols, bias: null, path: first.path, dense: data },
+      ]).weight;
     placed.lowRank.push({ a: dense(a.data, rank, k), b: dense(scaled, n, rank), rank });
   }
   return placed;
@@ -198,7 +200,13 @@ function placeGint(
   const { n, k, panels } = fields;
   const groupSize = groupColumns(first.groupSize, k);
   const groups = groupCount(k, groupSize);
-  Object.assign(fields, { kind: WEIGHT_KIND.gint, bits, groupSize, groups, kPad: paddedColumns(k) });
+  Object.assign(fields, {
+    kind: WEIGHT_KIND.gint,
+    bits,
+    groupSize,
+    groups,
+    kPad: paddedColumns(k),
+  });
   const segments: Partial<Record<8 | 4 | 2 | 1, Uint8Array>> = {};
   for (const width of segmentWidths(bits)) {
     const bytes = segmentBytes(n, k, width);
@@ -251,7 +259,8 @@ function placeGint(
       }
       const from = perTensor ? 0 : r * groups;
       scales.write(at, groups, main.scale.data.subarray(from, from + groups));
-      if (zeros && zeroBytes) writePanelRow(zeroBytes, at, groups, zeros.subarray(from, from + groups));
+      if (zeros && zeroBytes)
+        writePanelRow(zeroBytes, at, groups, zeros.subarray(from, from + groups));
       if (zeroFloats && main.zero.kind === "float") {
         zeroFloats.write(at, groups, main.zero.values.data.subarray(from, from + groups));
       }
@@ -277,10 +286,18 @@ function placeFloats(arena: Arena, values: StoredFloats, count: number) {
 function runsAsLut(lut: Lut, k: number): boolean {
   const { table } = lut;
   if ("named" in table) return true;
-  return table.classes === 1 && !table.additive && table.rowsPerTile === 1 && table.colsPerTile >= k;
+  return (
+    table.classes === 1 && !table.additive && table.rowsPerTile === 1 && table.colsPerTile >= k
+  );
 }
 
-function placeLut(arena: Arena, fields: Fields, lut: Lut, weight: LoadedWeight, slot: SlotOf): number {
+function placeLut(
+  arena: Arena,
+  fields: Fields,
+  lut: Lut,
+  weight: LoadedWeight,
+  slot: SlotOf,
+): number {
   const { n, k, panels } = fields;
   const { bits, table } = lut;
   const groupSize = groupColumns(lut.groupSize, k);
@@ -309,7 +326,8 @@ function placeLut(arena: Arena, fields: Fields, lut: Lut, weight: LoadedWeight, 
   fields.scaleType = scales.type;
   const negative = lut.scaleNegative ? placeFloats(arena, lut.scaleNegative, count) : null;
   if (negative) {
-    if (negative.type !== scales.type) throw new ModelError(`${weight.path}: the two scales have different types`);
+    if (negative.type !== scales.type)
+      throw new ModelError(`${weight.path}: the two scales have different types`);
     fields.negativeScaleAt = negative.at;
   }
   const writer = new PanelWriter(segments, k, bits);
@@ -332,7 +350,8 @@ function placePre(arena: Arena, pre: PreOp[]): { permAt: number; preScaleAt: num
   let preScaleAt = -1;
   for (const op of pre) {
     if (op.op === "perm") {
-      if (permAt >= 0 || preScaleAt >= 0) throw new ModelError("a permutation must be the first operation on an input");
+      if (permAt >= 0 || preScaleAt >= 0)
+        throw new ModelError("a permutation must be the first operation on an input");
       permAt = arena.place(op.index);
     } else {
       if (preScaleAt >= 0) throw new ModelError("an input can be scaled only once");

@@ -47,7 +47,17 @@ export function parameterSpecs(config: ModelConfig): ParameterSpec[] {
     shape: number[],
     extra: Partial<ParameterSpec> = {},
   ) =>
-    specs.push({ path, module, kind, shape, bias: false, layer: null, role: null, expert: null, ...extra });
+    specs.push({
+      path,
+      module,
+      kind,
+      shape,
+      bias: false,
+      layer: null,
+      role: null,
+      expert: null,
+      ...extra,
+    });
 
   add("embed", "model.embed_tokens", "embedding", [vocabSize, d]);
   for (let i = 0; i < config.numHiddenLayers; i++) {
@@ -59,7 +69,8 @@ export function parameterSpecs(config: ModelConfig): ParameterSpec[] {
       bias: boolean,
       expert: number | null = null,
     ) => {
-      const path = expert === null ? `layers.${i}.${role}` : `layers.${i}.experts.${expert}.${role}`;
+      const path =
+        expert === null ? `layers.${i}.${role}` : `layers.${i}.experts.${expert}.${role}`;
       add(path, `${base}.${module}`, "linear", shape, { bias, layer: i, role, expert });
     };
     add(`layers.${i}.inputNorm`, `${base}.input_layernorm`, "norm", [d], { layer: i });
@@ -74,7 +85,9 @@ export function parameterSpecs(config: ModelConfig): ParameterSpec[] {
     add(`layers.${i}.postNorm`, `${base}.post_attention_layernorm`, "norm", [d], { layer: i });
     if (config.experts) {
       const moe = "block_sparse_moe";
-      add(`layers.${i}.router`, `${base}.${moe}.gate`, "router", [config.experts.count, d], { layer: i });
+      add(`layers.${i}.router`, `${base}.${moe}.gate`, "router", [config.experts.count, d], {
+        layer: i,
+      });
       for (let e = 0; e < config.experts.count; e++) {
         linear("gate", `${moe}.experts.${e}.w1`, [f, d], false, e);
         linear("up", `${moe}.experts.${e}.w3`, [f, d], false, e);

@@ -11,9 +11,21 @@ import { type CacheField, LINE } from "../kernels/ops.js";
 import { ProgramBuilder } from "../kernels/program.js";
 import { scratchLines } from "../kernels/scratch.js";
 import { allocateBuffers } from "../model/buffers.js";
-import { BlockLowering, type Buffers, type Observe, REGISTER, type SiteRecipe } from "../model/lower.js";
+import {
+  BlockLowering,
+  type Buffers,
+  type Observe,
+  REGISTER,
+  type SiteRecipe,
+} from "../model/lower.js";
 import type { Model } from "../model/model.js";
-import { placeEdges, placeEmbedding, placeLayer, placeSites, siteWidth } from "../model/place-model.js";
+import {
+  placeEdges,
+  placeEmbedding,
+  placeLayer,
+  placeSites,
+  siteWidth,
+} from "../model/place-model.js";
 import { SITES, type Site } from "../model/roles.js";
 
 const MAX_ROWS = 512;
@@ -38,7 +50,10 @@ export interface BlockRunnerOptions {
   /** Token ids; all windows have the same length. */
   windows: Int32Array[];
   /** Exact cache of one layer for `sequences` windows; from planCache. */
-  cache: (tokens: number, sequences: number) => {
+  cache: (
+    tokens: number,
+    sequences: number,
+  ) => {
     descriptor: Record<CacheField, number>;
     poolLines: number;
     tableBytes: number;
@@ -79,7 +94,12 @@ export class BlockRunner {
     const arena = new Arena(engine.memory, arenaBytes);
     this.#arena = arena;
     const rows = Math.min(MAX_ROWS, seqlen * batch);
-    this.#buffers = allocateBuffers(arena, config, { maxRows: rows, maxContext: seqlen, maxGroups: 1, maxRank: 0 });
+    this.#buffers = allocateBuffers(arena, config, {
+      maxRows: rows,
+      maxContext: seqlen,
+      maxGroups: 1,
+      maxRank: 0,
+    });
     const cache = options.cache(seqlen * batch, batch);
     this.#cache = {
       ...cache.descriptor,
@@ -106,7 +126,8 @@ export class BlockRunner {
     let largest = config.vocabSize * config.hiddenSize * 4.5 + config.hiddenSize ** 2 * 4;
     let layer = 0;
     for (const { spec } of model.parameters.values()) {
-      if (spec.layer === 0) layer += Math.ceil((spec.shape[0] ?? 1) / 32) * 32 * ((spec.shape[1] ?? 1) * 4 + 64) + 4096;
+      if (spec.layer === 0)
+        layer += Math.ceil((spec.shape[0] ?? 1) / 32) * 32 * ((spec.shape[1] ?? 1) * 4 + 64) + 4096;
     }
     for (const site of SITES) {
       const width = siteWidth(config, site);
@@ -115,7 +136,11 @@ export class BlockRunner {
     }
     largest = Math.max(largest, layer);
     const cache = options.cache(seqlen * batch, batch);
-    const wide = Math.max(config.hiddenSize, config.intermediateSize, config.numAttentionHeads * config.headDim);
+    const wide = Math.max(
+      config.hiddenSize,
+      config.intermediateSize,
+      config.numAttentionHeads * config.headDim,
+    );
     const bytes =
       largest +
       MAX_ROWS * wide * 4 * 20 +
@@ -146,10 +171,16 @@ export class BlockRunner {
   }
 
   /** Statistics of the inputs of one block's sites, with the block's weights as they are now. */
-  async observe(layer: number, wanted: { hessian: boolean; absStats: boolean }): Promise<BlockStats> {
+  async observe(
+    layer: number,
+    wanted: { hessian: boolean; absStats: boolean },
+  ): Promise<BlockStats> {
     const arena = this.#arena;
     arena.reset(this.#weightsMark);
-    const places = new Map<string, { width: number; gramAt: number; sumAbsAt: number; maxAbsAt: number }>();
+    const places = new Map<
+      string,
+      { width: number; gramAt: number; sumAbsAt: number; maxAbsAt: number }
+    >();
     const counts = new Map<string, number>();
     const builder = new ProgramBuilder();
     const block = await this.#place(builder, layer);
@@ -170,7 +201,13 @@ export class BlockRunner {
       places.set(key, { width, gramAt, sumAbsAt, maxAbsAt });
       counts.set(key, 0);
     };
-    new BlockLowering(builder, this.#model.config, this.#buffers, builder.cache(this.#cache), observe).block(block);
+    new BlockLowering(
+      builder,
+      this.#model.config,
+      this.#buffers,
+      builder.cache(this.#cache),
+      observe,
+    ).block(block);
     const registers = new Int32Array(this.#engine.memory, 0, 256);
     await this.#run(builder, () => {
       for (const [key, count] of counts) {
@@ -187,9 +224,12 @@ export class BlockRunner {
         entry.hessian = arena.f64(gramAt, width * width).slice();
         for (let i = 0; i < width; i++) {
           if (!Number.isFinite(entry.hessian[i * width + i])) {
-            throw new NumericError(`activations of layer ${layer}, ${key} are not finite (channel ${i})`, {
-              hint: "the model's weights overflow before this layer; check the source model",
-            });
+            throw new NumericError(
+              `activations of layer ${layer}, ${key} are not finite (channel ${i})`,
+              {
+                hint: "the model's weights overflow before this layer; check the source model",
+              },
+            );
           }
         }
       }
@@ -202,12 +242,61 @@ export class BlockRunner {
     return stats;
   }
 
+  /**
+   * Inputs of the sites of one block themselves, for the first run of rows (up to 512): what a quantizer there would see.
+   * Values are [rows, width], row-major. Sites behind a router are left out.
+   */
+  async capture(
+    layer: number,
+  ): Promise<Map<Site, { width: number; rows: number; values: Float32Array }>> {
+    const arena = this.#arena;
+    arena.reset(this.#weightsMark);
+    const places = new Map<Site, { width: number; at: number }>();
+    const builder = new ProgramBuilder();
+    const block = await this.#place(builder, layer);
+    const { maxRows } = this.#buffers;
+    const observe: Observe = (site, expert, { rowsReg, srcAt, ldSrc, width }) => {
+      if (expert !== null) return;
+      const at = arena.alloc(maxRows * width * 4);
+      builder.emit("columns", {
+        rowsReg,
+        srcAt,
+        ldSrc,
+        dstAt: at,
+        ldDst: width,
+        width,
+        permAt: -1,
+        scaleAt: -1,
+      });
+      places.set(site, { width, at });
+    };
+    new BlockLowering(
+      builder,
+      this.#model.config,
+      this.#buffers,
+      builder.cache(this.#cache),
+      observe,
+    ).block(block);
+    const captured = new Map<Site, { width: number; rows: number; values: Float32Array }>();
+    const registers = new Int32Array(this.#engine.memory, 0, 256);
+    await this.#run(builder, () => {
+      const rows = registers[REGISTER.rows] as number;
+      for (const [site, { width, at }] of captured.size === 0 ? places : []) {
+        captured.set(site, { width, rows, values: arena.f32(at, rows * width).slice() });
+      }
+      return null;
+    });
+    return captured;
+  }
+
   /** Runs a block with its weights as they are now; its outputs are the inputs of the next one. */
   async advance(layer: number): Promise<void> {
     this.#arena.reset(this.#weightsMark);
     const builder = new ProgramBuilder();
     const block = await this.#place(builder, layer);
-    new BlockLowering(builder, this.#model.config, this.#buffers, builder.cache(this.#cache)).block(block);
+    new BlockLowering(builder, this.#model.config, this.#buffers, builder.cache(this.#cache)).block(
+      block,
+    );
     await this.#run(builder, (residual) => residual);
   }
 
@@ -227,7 +316,10 @@ export class BlockRunner {
   async #embed(): Promise<void> {
     const builder = new ProgramBuilder();
     const { config } = this.#model;
-    const { embed } = await placeEmbedding(this.#arena, builder, this.#model, { dense: true, head: false });
+    const { embed } = await placeEmbedding(this.#arena, builder, this.#model, {
+      dense: true,
+      head: false,
+    });
     const edges = await placeEdges(this.#arena, builder, this.#model);
     builder.emit("embed", {
       rowsReg: REGISTER.rows,
@@ -246,7 +338,10 @@ export class BlockRunner {
   }
 
   /** Runs a program over all windows, chunk by chunk; `after` may give the rows that replace the hidden states. */
-  async #run(builder: ProgramBuilder, after: (residual: Float32Array) => Float32Array | null): Promise<void> {
+  async #run(
+    builder: ProgramBuilder,
+    after: (residual: Float32Array) => Float32Array | null,
+  ): Promise<void> {
     const { maxRows, residualAt, positionsAt, sequencesAt } = this.#buffers;
     const arena = this.#arena;
     const d = this.#model.config.hiddenSize;
@@ -274,7 +369,9 @@ export class BlockRunner {
             const inBatch = Math.floor(row / this.#seqlen);
             positions[i] = row % this.#seqlen;
             sequences[i] = inBatch;
-            tokens[i] = (windows[batch * this.#batch + inBatch] as Int32Array)[row % this.#seqlen] as number;
+            tokens[i] = (windows[batch * this.#batch + inBatch] as Int32Array)[
+              row % this.#seqlen
+            ] as number;
           }
           const residual = arena.f32(residualAt, count * d);
           residual.set(hidden.subarray(start * d, (start + count) * d));

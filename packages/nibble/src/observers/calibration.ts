@@ -6,14 +6,24 @@ import { Philox } from "../core/rng.js";
  * @param ids the whole text, tokenized as one stream
  * @throws UsageError when the text is shorter than one window
  */
-export function sampleWindows(ids: ArrayLike<number>, samples: number, seqlen: number, seed: number): Int32Array[] {
+export function sampleWindows(
+  ids: ArrayLike<number>,
+  samples: number,
+  seqlen: number,
+  seed: number,
+): Int32Array[] {
   if (!(Number.isInteger(samples) && samples > 0 && Number.isInteger(seqlen) && seqlen > 0)) {
-    throw new UsageError(`calibration needs positive whole numbers, got samples ${samples}, seqlen ${seqlen}`);
+    throw new UsageError(
+      `calibration needs positive whole numbers, got samples ${samples}, seqlen ${seqlen}`,
+    );
   }
   if (ids.length < seqlen) {
-    throw new UsageError(`the calibration text has ${ids.length} tokens, one window needs ${seqlen}`, {
-      hint: "give a longer text or a smaller --seqlen",
-    });
+    throw new UsageError(
+      `the calibration text has ${ids.length} tokens, one window needs ${seqlen}`,
+      {
+        hint: "give a longer text or a smaller --seqlen",
+      },
+    );
   }
   const rng = new Philox(seed, "calibration");
   return Array.from({ length: samples }, () => {

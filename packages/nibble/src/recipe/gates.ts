@@ -1,6 +1,7 @@
 /** The `eval` part of a recipe: measures the artifact that was saved, compares with the source, checks the gates. */
-import { readTextFile } from "../core/text-file.js";
+
 import { GateError, RecipeError } from "../core/errors.js";
+import { readTextFile } from "../core/text-file.js";
 import { type MeasureOptions, measureText, type TextMeasures } from "../eval/measure.js";
 import type { Recipe } from "./schema.js";
 

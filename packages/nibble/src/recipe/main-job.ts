@@ -8,20 +8,20 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { writeFileAtomic } from "../core/atomic-write.js";
+import { fileFolder } from "../core/file-source.js";
 import { nibbleHome } from "../core/home.js";
 import { defaultThreads } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { VERSION } from "../core/version.js";
 import { encodeStream, evaluatePerplexity } from "../eval/perplexity.js";
-import { fileFolder } from "../core/file-source.js";
 import { saveArtifact, saveReport } from "../formats/nibble.js";
 import { readManifest } from "../formats/nibble-read.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
+import { kvPreset } from "../kv/presets.js";
 import { benchModel } from "../runtime/bench.js";
 import { loadModel } from "../runtime/load-model.js";
 import { type OpenedModel, openModel } from "../runtime/open.js";
-import { kvPreset } from "../kv/presets.js";
 import { recipeFromObject } from "./load.js";
 import { fingerprint } from "./resume.js";
 import { compress } from "./run.js";
@@ -81,15 +81,31 @@ const run = { version: 1 as const, seed: 0, calibration: CALIBRATION };
 const RECIPES = {
   quarot: {
     ...run,
-    steps: ["quarot", { gptq: { ...grouped, clip: "none" } }, embeddings, activations(8), { kv: "quarot-kv4" }],
+    steps: [
+      "quarot",
+      { gptq: { ...grouped, clip: "none" } },
+      embeddings,
+      activations(8),
+      { kv: "quarot-kv4" },
+    ],
   },
   rtn: {
     ...run,
-    steps: [{ rtn: { ...grouped, clip: "none" } }, embeddings, activations(4), { kv: "quarot-kv4-paper" }],
+    steps: [
+      { rtn: { ...grouped, clip: "none" } },
+      embeddings,
+      activations(4),
+      { kv: "quarot-kv4-paper" },
+    ],
   },
   rtnClip: {
     ...run,
-    steps: [{ rtn: { ...grouped, clip: "mse" } }, embeddings, activations(4), { kv: "quarot-kv4-paper" }],
+    steps: [
+      { rtn: { ...grouped, clip: "mse" } },
+      embeddings,
+      activations(4),
+      { kv: "quarot-kv4-paper" },
+    ],
   },
 } satisfies Record<string, RecipeInput>;
 
@@ -116,7 +132,10 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
     const id = fingerprint({
       model: await original.source.sha256(),
       recipes: RECIPES,
-      text: fingerprint({ text, calibration: await readFile(data("calibration-text.txt"), "utf8") }),
+      text: fingerprint({
+        text,
+        calibration: await readFile(data("calibration-text.txt"), "utf8"),
+      }),
       backend: `${backend.id} ${variant}`,
       threads,
       version: VERSION,
@@ -125,7 +144,7 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
     const artifact = join(home, "quarot-w4a8kv4");
     const reportFile = join(home, "report.json");
     const known = await readFile(reportFile, "utf8").catch(() => null);
-    if (known && (existsSync(join(artifact, "nibble.json")))) {
+    if (known && existsSync(join(artifact, "nibble.json"))) {
       return { report: JSON.parse(known) as MainJobReport, artifact, cached: true };
     }
 
@@ -136,18 +155,22 @@ export async function runMainJob(options: MainJobOptions = {}): Promise<MainJobR
       if (existsSync(join(folder, "nibble.json"))) continue;
       const fresh = await loadModel(DEFAULT_MODEL);
       try {
-        await compress(fresh, recipeFromObject(recipe, { calibration: data("calibration-text.txt") }), {
-          ...common,
-          output: folder,
-          onProgress,
-        });
+        await compress(
+          fresh,
+          recipeFromObject(recipe, { calibration: data("calibration-text.txt") }),
+          {
+            ...common,
+            output: folder,
+            onProgress,
+          },
+        );
       } finally {
         await fresh.close();
       }
     }
     // The same 4-bit weights with 4-bit activations and the paper's cache: only what happens at run time differs.
     const w4a4 = join(home, "quarot-w4a4kv4");
-    if (!(existsSync(join(w4a4, "nibble.json")))) await withFourBitActivations(artifact, w4a4);
+    if (!existsSync(join(w4a4, "nibble.json"))) await withFourBitActivations(artifact, w4a4);
 
     const open = (source: Parameters<typeof openModel>[0]) =>
       openModel(source, { ...common, maxContext: REPORT_CTX });
@@ -221,7 +244,12 @@ async function withFourBitActivations(from: string, to: string): Promise<void> {
   const model = await loadModel(from);
   try {
     const quantizer = { bits: 4, granularity: "token", symmetric: true, clip: 0.9 } as const;
-    model.activations = { attn_in: quantizer, attn_out: quantizer, mlp_in: quantizer, mlp_out: quantizer };
+    model.activations = {
+      attn_in: quantizer,
+      attn_out: quantizer,
+      mlp_in: quantizer,
+      mlp_out: quantizer,
+    };
     model.kv = kvPreset("quarot-kv4-paper");
     const saved = await saveArtifact(to, model, {
       version,
@@ -238,6 +266,7 @@ async function withFourBitActivations(from: string, to: string): Promise<void> {
 /** Weights of the model, a tied head counted once. */
 function parameterCount(opened: OpenedModel): number {
   let count = 0;
-  for (const { spec } of opened.model.parameters.values()) count += spec.shape.reduce((a, b) => a * b, 1);
+  for (const { spec } of opened.model.parameters.values())
+    count += spec.shape.reduce((a, b) => a * b, 1);
   return count;
 }

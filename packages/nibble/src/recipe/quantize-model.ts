@@ -7,7 +7,13 @@ import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
 import type { QuantTensor } from "../encodings/types.js";
 import type { EngineLinalg } from "../linalg/engine-linalg.js";
-import { createMemo, type Needs, NO_NEEDS, type Schedule, type SolverMethod } from "../methods/contract.js";
+import {
+  createMemo,
+  type Needs,
+  NO_NEEDS,
+  type Schedule,
+  type SolverMethod,
+} from "../methods/contract.js";
 import { type Model, type Parameter, parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
 import { type BlockRunner, type BlockStats, statsKey } from "../observers/block-runner.js";

@@ -25,7 +25,7 @@ const round = defineMethod({
     targets: z.array(z.string()).default(["layers.*"]),
     ignore: z.array(z.string()).default([]),
   }),
-  needs: NO_NEEDS,
+  needs: () => NO_NEEDS,
   produces: ({ bits, groupSize }) => ({ encoding: "gint", bits, groupSize, zero: "const" }),
   estimate: () => ({ peakBytes: 0, flops: 0 }),
   targets: ({ targets, ignore }) => ({ targets, ignore }),
