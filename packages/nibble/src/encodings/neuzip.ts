@@ -4,8 +4,8 @@
  * mantissa bits (round half up in magnitude), where blocks may be divided by the mantissa of their largest weight first.
  *
  * Stream, little-endian: [type u8, precision u8, normalizer u16, count u32, exponent bytes u32, 0 u32], normalizers u8
- * [ceil(count / normalizer)], residue (sign << p | mantissa: whole bytes as planes, the bits above them as one
- * bit string, first weight in the highest bits), exponents.
+ * [ceil(count / normalizer)], residue, exponents. Residue: sign << p | mantissa, bytes as planes, bits beyond them as one bit
+ * string, first weight in the highest bits (f16: a byte of sign and upper mantissa, three bits of lower mantissa).
  */
 import { bf16ToF32, encodeBf16 } from "../core/dtype.js";
 import { FormatError, NumericError } from "../core/errors.js";
@@ -65,7 +65,9 @@ export function neuzipEncode(
     for (let i = 0; i < count; i++) {
       const v = bits[i];
       exponents[i] = (v >>> mantissa) & exponentMask;
-      residue.set(i, (((v >>> (mantissa + exponent)) << mantissa) | (v & mantissaMask)) >>> 0);
+      const r = ((v >>> (mantissa + exponent)) << mantissa) | (v & mantissaMask);
+      // f16: sign and the seven highest mantissa bits make the byte, the lowest three the rest.
+      residue.set(i, type === "f16" ? (r >> 3) | ((r & 7) << 8) : r);
     }
   } else {
     if (normalizer > 0) normalizers = blockNormalizers(bits, normalizer);
@@ -146,30 +148,42 @@ export class NeuzipDecoder {
 
   /** Bit patterns of weights [from, to). Whole chunks are decoded, so ranges of whole chunks are cheapest. */
   decode(from = 0, to = this.count): FloatBits {
-    const out = this.type === "f32" ? new Uint32Array(to - from) : new Uint16Array(to - from);
     const { chunk } = this.#exponents;
-    const exponents = new Uint8Array(Math.min(chunk, this.count));
+    const wide = this.type === "f32" ? new Uint32Array(to - from) : null;
+    const narrow = wide ? null : new Uint16Array(to - from);
+    let scratch: Uint16Array | null = null;
     for (let c = Math.floor(from / chunk); c * chunk < to; c++) {
-      const n = this.#exponents.decode(c, exponents);
-      const first = Math.max(from, c * chunk);
-      const last = Math.min(to, c * chunk + n);
-      this.#merge(
-        exponents.subarray(first - c * chunk, last - c * chunk),
-        first,
-        out.subarray(first - from, last - from),
-      );
+      const start = c * chunk;
+      const end = Math.min(this.count, start + chunk);
+      const first = Math.max(from, start);
+      const last = Math.min(to, end);
+      const whole = narrow !== null && first === start && last === end;
+      scratch ??= whole ? null : new Uint16Array(Math.min(chunk, this.count));
+      const target = whole ? narrow.subarray(start - from, end - from) : (scratch as Uint16Array);
+      this.#decodeChunk(c, start, target.subarray(0, end - start));
+      if (wide) {
+        const part = wide.subarray(first - from, last - from);
+        mergeF32(target.subarray(first - start), this.#residue, this.count, first, part);
+      } else if (!whole) narrow?.set(target.subarray(first - start, last - start), first - from);
     }
-    if (this.#normalizer > 0) this.#denormalize(out as Uint16Array, from);
+    if (wide) return wide;
+    const out = narrow as Uint16Array; // one of the two exists
+    if (this.#normalizer > 0) this.#denormalize(out, from);
     return out;
   }
 
-  #merge(exponents: Uint8Array, first: number, out: FloatBits): void {
-    const residue = this.#residue;
-    if (out instanceof Uint32Array) mergeF32(exponents, residue, this.count, first, out);
-    else if (this.type === "f16") mergeF16(exponents, residue, this.count, first, out);
-    else if (this.precision === 7)
-      mergeBf16(exponents, residue.subarray(first, first + out.length), out);
-    else mergeCut(exponents, residue, this.precision, first, out);
+  /** Chunk c, whose first weight is `start`: bit patterns, or exponents alone for f32. */
+  #decodeChunk(c: number, start: number, out: Uint16Array): void {
+    const { type, precision } = this;
+    const bytes = type === "f16" || precision === 7;
+    const residue = bytes
+      ? this.#residue.subarray(start, start + out.length)
+      : new Uint8Array(out.length);
+    const symbolShift = type === "f32" ? 0 : type === "f16" ? 10 : 7;
+    const residueShift = type === "f16" ? 3 : 0;
+    this.#exponents.decode(c, out, { residue, symbolShift, residueShift });
+    if (type === "f16") addLowBits(out, this.#residue, this.count, start);
+    else if (type === "bf16" && precision < 7) addCut(out, this.#residue, precision, start);
   }
 
   #denormalize(out: Uint16Array, from: number): void {
@@ -182,37 +196,47 @@ export class NeuzipDecoder {
   }
 }
 
-// One function a type: each sees arrays of one kind, which keeps its loop fast.
-
-function mergeBf16(exponents: Uint8Array, residue: Uint8Array, out: Uint16Array): void {
-  for (let i = 0; i < out.length; i++) {
-    const r = residue[i];
-    out[i] = ((r & 128) << 8) | (exponents[i] << 7) | (r & 127);
-  }
-}
-
-/** Residue: a byte plane and a string of 3-bit fields. */
-function mergeF16(
-  exponents: Uint8Array,
-  residue: Uint8Array,
-  count: number,
-  first: number,
-  out: Uint16Array,
-): void {
-  const low = residue.subarray(first, first + out.length);
-  const high = residue.subarray(count + Math.floor((first * 3) / 8));
+/** f16: the three lowest mantissa bits, a bit string behind the byte plane. */
+function addLowBits(out: Uint16Array, residue: Uint8Array, count: number, first: number): void {
+  const fields = residue.subarray(count + Math.floor((first * 3) / 8));
   const start = (first * 3) % 8;
-  for (let i = 0; i < out.length; i++) {
+  let i = 0;
+  if (start === 0) {
+    for (let byte = 0; i + 8 <= out.length; i += 8, byte += 3) {
+      const u = (fields[byte] << 16) | (fields[byte + 1] << 8) | fields[byte + 2];
+      out[i] |= u >> 21;
+      out[i + 1] |= (u >> 18) & 7;
+      out[i + 2] |= (u >> 15) & 7;
+      out[i + 3] |= (u >> 12) & 7;
+      out[i + 4] |= (u >> 9) & 7;
+      out[i + 5] |= (u >> 6) & 7;
+      out[i + 6] |= (u >> 3) & 7;
+      out[i + 7] |= u & 7;
+    }
+  }
+  for (; i < out.length; i++) {
     const at = start + i * 3;
     const byte = at >> 3;
-    const h = ((high[byte] << 8) | high[byte + 1]) >> (13 - (at & 7));
-    out[i] = ((h & 4) << 13) | (exponents[i] << 10) | ((h & 3) << 8) | low[i];
+    out[i] |= (((fields[byte] << 8) | fields[byte + 1]) >> (13 - (at & 7))) & 7;
   }
 }
 
-/** Residue: three byte planes. */
+/** Residue of 4, 2 or 1 bits: never across bytes. */
+function addCut(out: Uint16Array, residue: Uint8Array, precision: number, first: number): void {
+  const width = precision + 1;
+  const signBit = 1 << precision;
+  const base = Math.floor((first * width) / 8);
+  const start = (first * width) % 8;
+  for (let i = 0; i < out.length; i++) {
+    const at = start + i * width;
+    const r = residue[base + (at >> 3)] >> (8 - (at & 7) - width);
+    out[i] |= ((r & signBit) << (15 - precision)) | ((r & (signBit - 1)) << (7 - precision));
+  }
+}
+
+/** f32: exponents and three byte planes. */
 function mergeF32(
-  exponents: Uint8Array,
+  exponents: Uint16Array,
   residue: Uint8Array,
   count: number,
   first: number,
@@ -223,28 +247,6 @@ function mergeF32(
     const high = residue[2 * count + at];
     const low = residue[at] | (residue[count + at] << 8) | ((high & 127) << 16);
     out[i] = ((high & 128) << 24) | (exponents[i] << 23) | low;
-  }
-}
-
-/** Residue of 4, 2 or 1 bits: never across bytes. */
-function mergeCut(
-  exponents: Uint8Array,
-  residue: Uint8Array,
-  precision: number,
-  first: number,
-  out: Uint16Array,
-): void {
-  const width = precision + 1;
-  const signBit = 1 << precision;
-  const base = Math.floor((first * width) / 8);
-  const start = (first * width) % 8;
-  for (let i = 0; i < out.length; i++) {
-    const at = start + i * width;
-    const r = residue[base + (at >> 3)] >> (8 - (at & 7) - width);
-    out[i] =
-      ((r & signBit) << (15 - precision)) |
-      (exponents[i] << 7) |
-      ((r & (signBit - 1)) << (7 - precision));
   }
 }
 

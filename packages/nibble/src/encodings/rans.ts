@@ -96,6 +96,13 @@ export function ransEncode(symbols: Uint8Array, chunk = LOW, lanes: 1 | 8 = 8): 
   return out;
 }
 
+/** What a symbol is merged with as it is decoded: a byte each, bit 7 of which goes to bit 15 of the result. */
+export interface Merge {
+  residue: Uint8Array;
+  symbolShift: number;
+  residueShift: number;
+}
+
 /** Decodes single chunks of a stream. @throws FormatError code "damaged" when the stream is not what it claims to be. */
 export class RansDecoder {
   /** Number of symbols; symbols of a chunk. */
@@ -132,33 +139,41 @@ export class RansDecoder {
     else this.#damaged(`has unknown mode ${this.#mode}`);
   }
 
-  /** Decodes chunk c into `out` (at least `chunk` bytes); the result is the number of symbols. */
-  decode(c: number, out: Uint8Array): number {
+  /**
+   * Decodes chunk c into `out` (at least its number of symbols, which is the result). Symbol s with byte r of the
+   * residue becomes ((r & 128) << 8) | (s << symbolShift) | ((r & 127) << residueShift), modulo 2^16.
+   */
+  decode(c: number, out: Uint16Array, { residue, symbolShift, residueShift }: Merge): number {
     const from = c * this.chunk;
     const n = Math.min(this.chunk, this.count - from);
-    if (this.#mode === MODE.raw) {
-      out.set(this.#bytes.subarray(HEAD + from, HEAD + from + n));
-    } else if (this.#mode === MODE.constant) {
-      out.fill(this.#bytes[HEAD], 0, n);
-    } else {
-      const first = this.#wordStart[c];
-      const words = this.#words.subarray(first, this.#wordStart[c + 1]);
+    if (residue.length < n) throw new RangeError(`${residue.length} bytes for ${n} symbols`);
+    if (this.#mode === MODE.rans) {
+      const words = this.#words.subarray(this.#wordStart[c], this.#wordStart[c + 1]);
       const states = this.#states.slice(c * this.#lanes, (c + 1) * this.#lanes);
-      const used =
-        this.#lanes === 8
-          ? decode8(this.#table, states, words, out, n)
-          : decode1(this.#table, states, words, out, n);
-      if (used !== words.length || states.some((x) => x !== LOW))
+      const run = this.#lanes === 8 ? decode8 : decode1;
+      const used = run(this.#table, states, words, residue, out, n, symbolShift, residueShift);
+      if (used !== words.length || states.some((x) => x !== LOW)) {
         this.#damaged(`is damaged in chunk ${c}`);
+      }
+      return n;
+    }
+    const raw = this.#mode === MODE.raw;
+    for (let i = 0; i < n; i++) {
+      const s = this.#bytes[HEAD + (raw ? from + i : 0)];
+      const r = residue[i];
+      out[i] = ((r & 128) << 8) | (s << symbolShift) | ((r & 127) << residueShift);
     }
     return n;
   }
 
   /** Decodes everything. */
   decodeAll(): Uint8Array {
-    const out = new Uint8Array(this.count);
-    for (let c = 0; c * this.chunk < this.count; c++) this.decode(c, out.subarray(c * this.chunk));
-    return out;
+    const out = new Uint16Array(this.count);
+    const merge = { residue: new Uint8Array(this.chunk), symbolShift: 0, residueShift: 0 };
+    for (let c = 0; c * this.chunk < this.count; c++) {
+      this.decode(c, out.subarray(c * this.chunk), merge);
+    }
+    return Uint8Array.from(out);
   }
 
   #readTables(view: DataView): void {
@@ -204,14 +219,18 @@ function decode1(
   table: Int32Array,
   states: Uint32Array,
   words: Uint16Array,
-  out: Uint8Array,
+  residue: Uint8Array,
+  out: Uint16Array,
   n: number,
+  symbolShift: number,
+  residueShift: number,
 ): number {
   let at = 0;
   let x = states[0] | 0;
   for (let i = 0; i < n; i++) {
     const e = table[x & 4095];
-    out[i] = e >>> 24;
+    const r = residue[i];
+    out[i] = ((r & 128) << 8) | ((e >>> 24) << symbolShift) | ((r & 127) << residueShift);
     x = (Math.imul((e >>> 12) & 4095, x >>> 12) + (e & 4095)) | 0;
     if (x >>> 16 === 0) x = (x << 16) | words[at++];
   }
@@ -219,13 +238,19 @@ function decode1(
   return at;
 }
 
-/** v2: eight states in locals, unrolled, so that eight multiplications are in flight. A word beyond the end reads as 0. */
+/**
+ * v3: eight states in locals, unrolled, so that eight multiplications are in flight; the residue is merged on the way. A
+ * word beyond the end reads as 0.
+ */
 function decode8(
   table: Int32Array,
   states: Uint32Array,
   words: Uint16Array,
-  out: Uint8Array,
+  residue: Uint8Array,
+  out: Uint16Array,
   n: number,
+  symbolShift: number,
+  residueShift: number,
 ): number {
   let at = 0;
   let [x0, x1, x2, x3, x4, x5, x6, x7] = Array.from(states, (x) => x | 0);
@@ -239,14 +264,22 @@ function decode8(
     const e5 = table[x5 & 4095];
     const e6 = table[x6 & 4095];
     const e7 = table[x7 & 4095];
-    out[i] = e0 >>> 24;
-    out[i + 1] = e1 >>> 24;
-    out[i + 2] = e2 >>> 24;
-    out[i + 3] = e3 >>> 24;
-    out[i + 4] = e4 >>> 24;
-    out[i + 5] = e5 >>> 24;
-    out[i + 6] = e6 >>> 24;
-    out[i + 7] = e7 >>> 24;
+    const r0 = residue[i];
+    const r1 = residue[i + 1];
+    const r2 = residue[i + 2];
+    const r3 = residue[i + 3];
+    const r4 = residue[i + 4];
+    const r5 = residue[i + 5];
+    const r6 = residue[i + 6];
+    const r7 = residue[i + 7];
+    out[i] = ((r0 & 128) << 8) | ((e0 >>> 24) << symbolShift) | ((r0 & 127) << residueShift);
+    out[i + 1] = ((r1 & 128) << 8) | ((e1 >>> 24) << symbolShift) | ((r1 & 127) << residueShift);
+    out[i + 2] = ((r2 & 128) << 8) | ((e2 >>> 24) << symbolShift) | ((r2 & 127) << residueShift);
+    out[i + 3] = ((r3 & 128) << 8) | ((e3 >>> 24) << symbolShift) | ((r3 & 127) << residueShift);
+    out[i + 4] = ((r4 & 128) << 8) | ((e4 >>> 24) << symbolShift) | ((r4 & 127) << residueShift);
+    out[i + 5] = ((r5 & 128) << 8) | ((e5 >>> 24) << symbolShift) | ((r5 & 127) << residueShift);
+    out[i + 6] = ((r6 & 128) << 8) | ((e6 >>> 24) << symbolShift) | ((r6 & 127) << residueShift);
+    out[i + 7] = ((r7 & 128) << 8) | ((e7 >>> 24) << symbolShift) | ((r7 & 127) << residueShift);
     x0 = (Math.imul((e0 >>> 12) & 4095, x0 >>> 12) + (e0 & 4095)) | 0;
     x1 = (Math.imul((e1 >>> 12) & 4095, x1 >>> 12) + (e1 & 4095)) | 0;
     x2 = (Math.imul((e2 >>> 12) & 4095, x2 >>> 12) + (e2 & 4095)) | 0;
@@ -269,7 +302,8 @@ function decode8(
     const lane = i & 7;
     let x = states[lane] | 0;
     const e = table[x & 4095];
-    out[i] = e >>> 24;
+    const r = residue[i];
+    out[i] = ((r & 128) << 8) | ((e >>> 24) << symbolShift) | ((r & 127) << residueShift);
     x = (Math.imul((e >>> 12) & 4095, x >>> 12) + (e & 4095)) | 0;
     if (x >>> 16 === 0) x = (x << 16) | words[at++];
     states[lane] = x;
