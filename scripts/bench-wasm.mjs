@@ -88,6 +88,13 @@ class Arena {
     }
     return at;
   }
+  /** s8 codes of `bits` bits. */
+  codes(bytes, bits) {
+    const at = this.random(bytes);
+    const view = new Int8Array(this.engine.memory, at * LINE, bytes);
+    for (let i = 0; i < bytes; i++) view[i] >>= 8 - bits;
+    return at;
+  }
   programs(maxRows) {
     const scratchAt = Math.ceil(this.next / LINE);
     return (this.builders ?? [this.builder]).map((builder) => {
@@ -135,7 +142,10 @@ function gint(arena, n, k, bits, groupSize, copies) {
 }
 
 /** linearInt of `rows` rows; returns what one run moves and computes. */
-function linearInt(arena, { n, k, bits, groupSize = 0, rows, cold = false, repeat = 1 }) {
+function linearInt(
+  arena,
+  { n, k, bits, groupSize = 0, rows, cold = false, repeat = 1, activationBits = 8 },
+) {
   const bytes = (n * k * bits) / 8;
   const copies = cold ? Math.ceil(RING_BYTES / bytes) : 1;
   const places = gint(arena, n, k, bits, groupSize, copies);
@@ -143,7 +153,7 @@ function linearInt(arena, { n, k, bits, groupSize = 0, rows, cold = false, repea
   const groups = groupSize ? Math.ceil(k / groupSize) : 1;
   const operands = {
     rowsReg: 0,
-    codesAt: arena.random(rows * stride(k)),
+    codesAt: arena.codes(rows * stride(k), activationBits),
     ldCodes: stride(k),
     scaleAt: arena.floats(rows * groups),
     sumAt: arena.alloc(rows * groups * 4),
@@ -371,6 +381,12 @@ const LAYER = [
   ["gemv 3 bit 4096x4096 cold", linearInt, { n: 4096, k: 4096, bits: 3, rows: 1, cold: true }],
   ["gemm 4 bit 576x576 M=4", linearInt, { n: 576, k: 576, bits: 4, rows: 4 }],
   ["gemm 4 bit 576x576 M=32", linearInt, { n: 576, k: 576, bits: 4, rows: 32 }],
+  [
+    "gemm 4 bit A4 192x576 M=32",
+    linearInt,
+    { n: 192, k: 576, bits: 4, rows: 32, activationBits: 4 },
+  ],
+  ["gemm 4 bit A8 192x576 M=32", linearInt, { n: 192, k: 576, bits: 4, rows: 32 }],
   ["gemm 4 bit 576x576 M=512", linearInt, { n: 576, k: 576, bits: 4, rows: 512 }],
   ["gemm 4 bit 192x1536 M=512", linearInt, { n: 192, k: 1536, bits: 4, rows: 512 }],
   [

@@ -40,3 +40,25 @@ export function rowSum(m: i32, g: i32): i32 {
 export function rowZero(m: i32, g: i32): i32 {
   return zeros == 0 ? 0 : load<i32>(zeros + entry(m, g));
 }
+
+/** Largest |code| of `rows` rows of `columns` codes (a multiple of 16): 4-bit activations allow longer 16-bit sums. */
+export function largestCode(rows: i32, columns: i32): i32 {
+  let low = i8x16.splat(0);
+  let high = low;
+  for (let m = 0; m < rows; m++) {
+    const row = codes + <usize>m * <usize>ldCodes;
+    for (let i = 0; i < columns; i += 16) {
+      const v = v128.load(row + i);
+      low = i8x16.min_s(low, v);
+      high = i8x16.max_s(high, v);
+    }
+    // No need to look further: these are 8-bit codes.
+    if (v128.any_true(v128.or(i8x16.gt_s(high, i8x16.splat(63)), i8x16.lt_s(low, i8x16.splat(-63))))) return 128;
+  }
+  let largest = 63;
+  for (; largest > 0; largest--) {
+    const reached = v128.or(i8x16.ge_s(high, i8x16.splat(<i8>largest)), i8x16.le_s(low, i8x16.splat(<i8>-largest)));
+    if (v128.any_true(reached)) break;
+  }
+  return largest;
+}

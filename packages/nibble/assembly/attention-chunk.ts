@@ -416,7 +416,7 @@ export function scoreKeys(): void {
   const highPlane = ASC_FEATURE_RELAXED_SIMD && wide;
   const zero = i32x4.splat(0);
   const softmaxScale = f32x4.splat(operandF(pc, ATTENTION_SOFTMAX_SCALE_F));
-  const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD || !wide ? 4 : 8);
+  const safe = safeSteps(4, 128);
   const steps = headDim >> 2;
   const other = tile + 64;
   for (let half = from >> 4; half <= to >> 4; half++) {

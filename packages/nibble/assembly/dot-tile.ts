@@ -2,7 +2,7 @@
  * Integer GEMM for more than one row: a half-panel (16 channels) is unpacked once into thread scratch and then serves all
  * rows, two at a time (2 x 16 tile). v1.
  *
- * relaxed panel: [kPad / 4][16 channels][4 k] bytes; 8-bit codes become two nibble panels. A 16-bit lane gains two products
+ * relaxed panel: [kPad / 4][16 channels][4 k] bytes; 7- and 8-bit codes become two nibble panels. A 16-bit lane gains two products
  * of at most maxCode * 128 per four columns, which bounds how many may be summed before widening (`safeSteps`).
  * simd panel: [kPad / 4][2 pairs][16 channels][2 k] 16-bit, pairs (k, k + 2) and (k + 1, k + 3), as in dot-panel.ts.
  */
@@ -18,10 +18,23 @@ export function quadBytes(): usize {
   return ASC_FEATURE_RELAXED_SIMD ? 64 : 128;
 }
 
-/** Four-column steps whose products fit a 16-bit lane, for codes up to 2^codeBits - 1 and |x| <= 128. */
-export function safeSteps(codeBits: i32): i32 {
-  const steps = 32767 / (((1 << codeBits) - 1) * 256);
-  return steps >= 64 ? 64 : steps >= 4 ? steps & ~3 : steps;
+/** Whether the tile reads codes as two nibble planes: wider ones would overflow 16 bits after one or two products. */
+export function twoPlanes(): bool {
+  return ASC_FEATURE_RELAXED_SIMD && bits >= 7;
+}
+
+/**
+ * Four-column steps whose products fit a 16-bit lane (two products a step), for codes up to 2^codeBits - 1 and |x| up to
+ * `largest`. Even, so that steps can be taken in pairs: callers keep codeBits at 6 or below.
+ */
+export function safeSteps(codeBits: i32, largest: i32): i32 {
+  const steps = 32767 / (((1 << codeBits) - 1) * 2 * max<i32>(largest, 1));
+  return steps >= 64 ? 64 : steps & ~1;
+}
+
+/** The same for the open weight. */
+export function tileSteps(largest: i32): i32 {
+  return safeSteps(twoPlanes() ? 4 : bits, largest);
 }
 
 // @ts-ignore: decorator
@@ -132,6 +145,13 @@ export function unpackHalf(p: i32, half: i32, panel: usize): void {
       from += 128;
       panel += 2 * quadBytes();
     }
+    return;
+  }
+  if (ASC_FEATURE_RELAXED_SIMD && bits == 7) {
+    const high = panel + ((<usize>kPad) << 4);
+    unpackSegment<i32>(seg4 + columns * 4 + skip, 128, kPad, panel, 0, true);
+    unpackSegment<i16>(seg2 + columns * 2 + skip, 128, kPad, high, 0, true);
+    unpackSegment<i8>(seg1 + columns + skip, 128, kPad, high, 2, false);
     return;
   }
   let first = true;
@@ -327,9 +347,8 @@ export function tile1(panel: usize, x0: usize, steps: i32, safe: i32, acc0: usiz
 }
 
 /** All groups of a half-panel for two rows m and m + 1: y (16 f32 each) from prepared activations and group parameters. */
-export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize): void {
-  const highPlane = ASC_FEATURE_RELAXED_SIMD && seg8 != 0;
-  const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD && seg8 != 0 ? 4 : bits);
+export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize, safe: i32): void {
+  const highPlane = twoPlanes();
   for (let g = 0; g < groups; g++) {
     const from = g * groupSize;
     const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
@@ -347,7 +366,7 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
     let t1 = i32x4.splat(0);
     let t2 = i32x4.splat(0);
     let t3 = i32x4.splat(0);
-    // 8-bit codes, relaxed: the high nibbles first, shifted when the low ones follow.
+    // Two planes: the high nibbles first, shifted when the low ones follow.
     for (let plane = highPlane ? 1 : 0; plane >= 0; plane--) {
       let w = begin + (plane == 0 ? 0 : (<usize>kPad) << 4);
       let p0 = x0 + skip;
@@ -371,10 +390,24 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
           c = v128.load(w, 48);
           let a3 = dot8(x, c);
           let b3 = dot8(y, c);
-          p0 += 4;
-          p1 += 4;
-          w += 64;
-          while (--count > 0) {
+          x = v128.load32_splat(p0, 4);
+          y = v128.load32_splat(p1, 4);
+          c = v128.load(w, 64);
+          a0 = i16x8.add(a0, dot8(x, c));
+          b0 = i16x8.add(b0, dot8(y, c));
+          c = v128.load(w, 80);
+          a1 = i16x8.add(a1, dot8(x, c));
+          b1 = i16x8.add(b1, dot8(y, c));
+          c = v128.load(w, 96);
+          a2 = i16x8.add(a2, dot8(x, c));
+          b2 = i16x8.add(b2, dot8(y, c));
+          c = v128.load(w, 112);
+          a3 = i16x8.add(a3, dot8(x, c));
+          b3 = i16x8.add(b3, dot8(y, c));
+          p0 += 8;
+          p1 += 8;
+          w += 128;
+          while ((count -= 2) > 0) {
             x = v128.load32_splat(p0);
             y = v128.load32_splat(p1);
             c = v128.load(w);
@@ -389,9 +422,23 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
             c = v128.load(w, 48);
             a3 = i16x8.add(a3, dot8(x, c));
             b3 = i16x8.add(b3, dot8(y, c));
-            p0 += 4;
-            p1 += 4;
-            w += 64;
+            x = v128.load32_splat(p0, 4);
+            y = v128.load32_splat(p1, 4);
+            c = v128.load(w, 64);
+            a0 = i16x8.add(a0, dot8(x, c));
+            b0 = i16x8.add(b0, dot8(y, c));
+            c = v128.load(w, 80);
+            a1 = i16x8.add(a1, dot8(x, c));
+            b1 = i16x8.add(b1, dot8(y, c));
+            c = v128.load(w, 96);
+            a2 = i16x8.add(a2, dot8(x, c));
+            b2 = i16x8.add(b2, dot8(y, c));
+            c = v128.load(w, 112);
+            a3 = i16x8.add(a3, dot8(x, c));
+            b3 = i16x8.add(b3, dot8(y, c));
+            p0 += 8;
+            p1 += 8;
+            w += 128;
           }
           s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
           s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
@@ -468,9 +515,8 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
 }
 
 /** All groups of a half-panel for one row: y (16 f32 each) from prepared activations and group parameters. */
-export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, parameters: usize): void {
-  const highPlane = ASC_FEATURE_RELAXED_SIMD && seg8 != 0;
-  const safe = safeSteps(ASC_FEATURE_RELAXED_SIMD && seg8 != 0 ? 4 : bits);
+export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, parameters: usize, safe: i32): void {
+  const highPlane = twoPlanes();
   for (let g = 0; g < groups; g++) {
     const from = g * groupSize;
     const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
@@ -482,7 +528,7 @@ export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, paramete
     let s1 = i32x4.splat(0);
     let s2 = i32x4.splat(0);
     let s3 = i32x4.splat(0);
-    // 8-bit codes, relaxed: the high nibbles first, shifted when the low ones follow.
+    // Two planes: the high nibbles first, shifted when the low ones follow.
     for (let plane = highPlane ? 1 : 0; plane >= 0; plane--) {
       let w = begin + (plane == 0 ? 0 : (<usize>kPad) << 4);
       let p0 = x0 + skip;
@@ -500,9 +546,18 @@ export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, paramete
           let a2 = dot8(x, c);
           c = v128.load(w, 48);
           let a3 = dot8(x, c);
-          p0 += 4;
-          w += 64;
-          while (--count > 0) {
+          x = v128.load32_splat(p0, 4);
+          c = v128.load(w, 64);
+          a0 = i16x8.add(a0, dot8(x, c));
+          c = v128.load(w, 80);
+          a1 = i16x8.add(a1, dot8(x, c));
+          c = v128.load(w, 96);
+          a2 = i16x8.add(a2, dot8(x, c));
+          c = v128.load(w, 112);
+          a3 = i16x8.add(a3, dot8(x, c));
+          p0 += 8;
+          w += 128;
+          while ((count -= 2) > 0) {
             x = v128.load32_splat(p0);
             c = v128.load(w);
             a0 = i16x8.add(a0, dot8(x, c));
@@ -512,8 +567,17 @@ export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, paramete
             a2 = i16x8.add(a2, dot8(x, c));
             c = v128.load(w, 48);
             a3 = i16x8.add(a3, dot8(x, c));
-            p0 += 4;
-            w += 64;
+            x = v128.load32_splat(p0, 4);
+            c = v128.load(w, 64);
+            a0 = i16x8.add(a0, dot8(x, c));
+            c = v128.load(w, 80);
+            a1 = i16x8.add(a1, dot8(x, c));
+            c = v128.load(w, 96);
+            a2 = i16x8.add(a2, dot8(x, c));
+            c = v128.load(w, 112);
+            a3 = i16x8.add(a3, dot8(x, c));
+            p0 += 8;
+            w += 128;
           }
           s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
           s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));

@@ -3,10 +3,10 @@
  * scale, zero point correction, bias and epilogue (docs/engine.md). One row runs straight from the packed panel
  * (dot-panel.ts), more rows from an unpacked half-panel (dot-tile.ts). Panels are split over threads.
  */
-import { codes, ldCodes, openActivations, rowScale, rowSum, rowZero } from "./activations";
+import { codes, largestCode, ldCodes, openActivations, rowScale, rowSum, rowZero } from "./activations";
 import { operand, place, placeOrZero, scratch, shareOf, thread } from "./control";
 import { panel1, panel2, panel4, panel8, part1, part2, part4, preparePairs } from "./dot-panel";
-import { tileGroups1, tileGroups2, unpackHalf } from "./dot-tile";
+import { tileGroups1, tileGroups2, tileSteps, unpackHalf } from "./dot-tile";
 import {
   LINEAR_INT_ACTIVATION_GROUPS, LINEAR_INT_CODES_AT, LINEAR_INT_DST_AT, LINEAR_INT_EPILOGUE, LINEAR_INT_LD_CODES,
   LINEAR_INT_LD_DST, LINEAR_INT_SCALE_AT, LINEAR_INT_SUM_AT, LINEAR_INT_WEIGHT_W, LINEAR_INT_ZERO_AT,
@@ -71,6 +71,7 @@ function oneRow(from: i32, to: i32): void {
 const BLOCK_BYTES: i32 = 192 * 1024;
 
 function manyRows(from: i32, to: i32, rows: i32): void {
+  const safe = tileSteps(ASC_FEATURE_RELAXED_SIMD ? largestCode(rows, kPad) : 128);
   const block = max<i32>(2, (BLOCK_BYTES / kPad) & ~1);
   const pairBytes = (<usize>kPad) << 1;
   const pairs = scratch + PARAMETERS + <usize>groups * GROUP_BYTES;
@@ -90,26 +91,26 @@ function manyRows(from: i32, to: i32, rows: i32): void {
       for (let half = 0; half < 2; half++) {
         prepareGroups(p, half, scratch + PARAMETERS);
         unpackHalf(p, half, panel);
-        tileRows(p, half, m0, m1, x, stride, panel);
+        tileRows(p, half, m0, m1, x, stride, panel, safe);
       }
     }
   }
 }
 
 /** Rows m0..m1 of one half-panel, two by two. x: activations of row m0, `stride` bytes a row. */
-function tileRows(p: i32, half: i32, m0: i32, m1: i32, x: usize, stride: usize, panel: usize): void {
+function tileRows(p: i32, half: i32, m0: i32, m1: i32, x: usize, stride: usize, panel: usize, safe: i32): void {
   const y0 = scratch + Y;
   const y1 = y0 + 64;
   const parameters = scratch + PARAMETERS;
   let m = m0;
   for (; m + 2 <= m1; m += 2) {
-    tileGroups2(panel, x, x + stride, y0, y1, m, parameters);
+    tileGroups2(panel, x, x + stride, y0, y1, m, parameters, safe);
     finishHalf(y0, p, half, m);
     finishHalf(y1, p, half, m + 1);
     x += 2 * stride;
   }
   if (m < m1) {
-    tileGroups1(panel, x, y0, m, parameters);
+    tileGroups1(panel, x, y0, m, parameters, safe);
     finishHalf(y0, p, half, m);
   }
 }

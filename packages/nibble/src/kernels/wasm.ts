@@ -35,11 +35,14 @@ const WASM_PAGE = 65536;
 const MAX_BYTES = 65536 * WASM_PAGE;
 /** Room for the words of all loaded programs. */
 const PROGRAM_BYTES = 8 * 1024 * 1024;
-/** Looks at a barrier before a thread sleeps: about 1 ms, or about 10 us when threads share processors. */
-const BARRIER_SPINS = 500_000;
-const CROWDED_SPINS = 5_000;
+/**
+ * Looks (about 5 ns each) at a barrier before a thread sleeps. Ops keep threads waiting a few microseconds for each other;
+ * who waits 150 us waits for a thread without a processor, and lets it have this one. Less when threads share processors.
+ */
+const BARRIER_SPINS = 30_000;
+const CROWDED_SPINS = 500;
 /** Looks for the next job before a thread sleeps: about 100 us. */
-const JOB_SPINS = 50_000;
+const JOB_SPINS = 20_000;
 
 interface Exports {
   runProgram(program: number, thread: number, threads: number): void;
