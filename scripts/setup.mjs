@@ -13,9 +13,16 @@ if (major < 20) fail(`nibble needs Node 20 or newer; this is ${process.version}.
 
 if (!installed()) {
   console.error("installing dependencies (npm ci) …");
-  const code = npm(["ci", "--include=dev"]);
-  if (code !== 0)
-    fail("npm ci failed: see above. A registry must be reachable for the first start.", code);
+  if (npm(["ci", "--include=dev"]) !== 0) {
+    console.error("npm ci refused the lock file; trying npm install with the same versions …");
+    const code = npm(["install", "--include=dev", "--no-save"]);
+    if (code !== 0) {
+      fail(
+        "the dependencies could not be installed: see above. The first start needs a registry.",
+        code,
+      );
+    }
+  }
 }
 const stale = staleParts();
 if (stale.length > 0) {
