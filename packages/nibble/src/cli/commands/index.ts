@@ -12,12 +12,14 @@ import { plan } from "./plan.js";
 import { pull } from "./pull.js";
 import { recipeSchema } from "./recipe.js";
 import { run } from "./run.js";
+import { sensitivity } from "./sensitivity.js";
 import { start } from "./start.js";
 
 export const VERBS: readonly Verb[] = [
   compress,
   evaluate,
   compare,
+  sensitivity,
   run,
   bench,
   inspect,

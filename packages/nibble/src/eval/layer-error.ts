@@ -1,0 +1,209 @@
+/**
+ * How much each layer minds being quantized. Two measures: the relative error of each linear's output on a text (from the
+ * Gram matrix of its inputs, one pass), and the KL divergence of the whole model when one layer alone is rounded (through
+ * the real runtime, one run a layer). Rounding is RTN: cheap, without choices, and the order of layers is what is asked for.
+ */
+import { ModelError } from "../core/errors.js";
+import type { OnProgress } from "../core/progress.js";
+import { decode } from "../encodings/quant-tensor.js";
+import type { Backend } from "../kernels/contract.js";
+import { planCache } from "../kv/cache.js";
+import { kvPreset } from "../kv/presets.js";
+import { roundToNearest, rtn } from "../methods/rtn.js";
+import type { Model, Parameter } from "../model/model.js";
+import { type LinearRole, SITE_OF } from "../model/roles.js";
+import { BlockRunner, statsKey } from "../observers/block-runner.js";
+import { type OpenedModel, openModel } from "../runtime/open.js";
+import { type MeasureOptions, openOptions } from "./measure.js";
+import { evaluatePerplexity } from "./perplexity.js";
+import type { Sensitivity } from "./sensitivity.js";
+
+export interface RoundingOptions {
+  bits: number;
+  groupSize: number | "channel";
+}
+
+/** Widths at which modules are measured, for the allocation of bits. */
+export const WIDTHS: readonly number[] = [2, 3, 4, 8];
+
+export interface ModuleError {
+  path: string;
+  layer: number;
+  role: LinearRole;
+  weights: number;
+  error: Record<number, number>;
+}
+
+export interface SensitivityResult {
+  bits: number;
+  groupSize: number | "channel";
+  tokens: number;
+  /** Relative squared output error of each linear by bits. */
+  modules: ModuleError[];
+  /** KL(original || model with this layer rounded), mean nats a token; absent when only errors were asked for. */
+  kl?: { layer: number; kl: number; deltaNll: number }[];
+  /** Loss of each module by bits, for allocateBits: the layer's KL, shared out by the modules' output errors. */
+  sensitivities?: Sensitivity[];
+}
+
+/** tr(D H D^T) / tr(W H W^T) with D = W - W'; weights [n, k], H [k, k] with its upper triangle filled. */
+export function relativeOutputError(
+  weight: Float32Array,
+  rounded: Float32Array,
+  n: number,
+  k: number,
+  hessian: Float64Array,
+): number {
+  const energy = (row: (j: number) => number) => {
+    let sum = 0;
+    for (let i = 0; i < k; i++) {
+      const x = row(i);
+      if (x === 0) continue;
+      let inner = 0.5 * (hessian[i * k + i] as number) * x;
+      for (let j = i + 1; j < k; j++) inner += (hessian[i * k + j] as number) * row(j);
+      sum += 2 * x * inner;
+    }
+    return sum;
+  };
+  let error = 0;
+  let total = 0;
+  // A sample of rows is enough for a ratio and keeps this within seconds for large layers.
+  const step = Math.max(1, Math.floor(n / 96));
+  for (let r = 0; r < n; r += step) {
+    const at = r * k;
+    error += energy((j) => (weight[at + j] as number) - (rounded[at + j] as number));
+    total += energy((j) => weight[at + j] as number);
+  }
+  return total > 0 ? error / total : 0;
+}
+
+function grid({ bits, groupSize }: RoundingOptions) {
+  return rtn.options.parse({ bits, groupSize, sym: false });
+}
+
+/** A copy of a model in which the linears of one layer are rounded; the original is not changed. */
+export function withRoundedLayer(model: Model, layer: number, options: RoundingOptions): Model {
+  const parameters = new Map<string, Parameter>(model.parameters);
+  for (const [path, parameter] of model.parameters) {
+    const { weight, spec } = parameter;
+    if (spec.layer !== layer || spec.kind !== "linear") continue;
+    if ("quant" in weight) throw quantized(model);
+    const [n = 0, k = 0] = spec.shape;
+    parameters.set(path, {
+      ...parameter,
+      weight: { quant: async () => roundToNearest(await weight.read(), n, k, grid(options)) },
+    });
+  }
+  return { ...model, parameters, close: async () => {} };
+}
+
+function quantized(model: Model): ModelError {
+  return new ModelError(`${model.source.id} is already quantized`, {
+    hint: "measure the sensitivity of the original model",
+  });
+}
+
+/** Relative output error of every linear at several widths, one pass over the text. */
+export async function outputErrors(
+  model: Model,
+  ids: number[],
+  rounding: { widths: readonly number[]; groupSize: RoundingOptions["groupSize"] },
+  run: { backend: Backend; threads: number; onProgress?: OnProgress; signal?: AbortSignal },
+): Promise<ModuleError[]> {
+  const { config } = model;
+  const runner = await BlockRunner.create(model, {
+    backend: run.backend,
+    threads: run.threads,
+    windows: [Int32Array.from(ids)],
+    cache: (tokens, sequences) =>
+      planCache(kvPreset("fp32"), config, { tokens, sequences, layers: 1 }),
+    ...(run.signal ? { signal: run.signal } : {}),
+  });
+  const out: ModuleError[] = [];
+  const layers = config.numHiddenLayers;
+  try {
+    for (let layer = 0; layer < layers; layer++) {
+      run.onProgress?.({ type: "step", stage: "output errors", item: layer, total: layers });
+      const stats = await runner.observe(layer, { hessian: true, absStats: false });
+      for (const { spec, weight } of model.parameters.values()) {
+        const { role, path } = spec;
+        if (spec.layer !== layer || role === null) continue;
+        if ("quant" in weight) throw quantized(model);
+        const hessian = stats.get(statsKey(SITE_OF[role], spec.expert))?.hessian;
+        if (!hessian) continue;
+        const [n = 0, k = 0] = spec.shape;
+        const w = await weight.read();
+        const error: Record<number, number> = {};
+        for (const bits of rounding.widths) {
+          const rounded = roundToNearest(w.slice(), n, k, grid({ ...rounding, bits }));
+          error[bits] = relativeOutputError(w, decode(rounded), n, k, hessian);
+        }
+        out.push({ path, layer, role, weights: n * k, error });
+      }
+      if (layer + 1 < layers) await runner.advance(layer);
+    }
+  } finally {
+    await runner.dispose();
+  }
+  return out;
+}
+
+/**
+ * Losses of single modules at every width, in nats: the KL that a layer costs at `bits` is shared out among its modules in
+ * proportion to their output errors, and scaled by the error at the other widths.
+ */
+export function shareOut(
+  modules: readonly ModuleError[],
+  kl: readonly { layer: number; kl: number }[],
+  bits: number,
+): Sensitivity[] {
+  return modules.map(({ path, layer, weights, error }) => {
+    const total = modules
+      .filter((m) => m.layer === layer)
+      .reduce((sum, m) => sum + (m.error[bits] ?? 0), 0);
+    const cost = kl.find((row) => row.layer === layer)?.kl ?? 0;
+    const loss = Object.fromEntries(
+      Object.entries(error).map(([width, e]) => [width, total > 0 ? (cost * e) / total : 0]),
+    );
+    return { path, weights, loss };
+  });
+}
+
+/** KL and loss of the whole model when one layer alone is rounded. */
+export async function layerSensitivity(
+  model: Model,
+  ids: number[],
+  rounding: RoundingOptions,
+  options: MeasureOptions,
+): Promise<NonNullable<SensitivityResult["kl"]>> {
+  const shape = { maxContext: ids.length, sequences: 1 };
+  const reference: OpenedModel = await openModel(model, openOptions(options, shape));
+  const out: NonNullable<SensitivityResult["kl"]> = [];
+  try {
+    const base = await evaluatePerplexity(reference, ids, { ctx: ids.length });
+    const layers = model.config.numHiddenLayers;
+    for (let layer = 0; layer < layers; layer++) {
+      options.signal?.throwIfAborted();
+      options.onProgress?.({
+        type: "step",
+        stage: "sensitivity",
+        item: layer,
+        total: layers,
+        name: `layer ${layer}`,
+      });
+      const opened = await openModel(
+        withRoundedLayer(model, layer, rounding),
+        openOptions(options, shape),
+      );
+      try {
+        const measured = await evaluatePerplexity(opened, ids, { ctx: ids.length, reference });
+        out.push({ layer, kl: measured.kl ?? 0, deltaNll: measured.nll - base.nll });
+      } finally {
+        await opened.close();
+      }
+    }
+  } finally {
+    await reference.close();
+  }
+  return out;
+}
