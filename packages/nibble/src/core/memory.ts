@@ -72,5 +72,7 @@ export function defaultThreads(): number {
 
 /** Node 20 has no navigator. */
 function processors(): number {
-  return typeof process === "undefined" ? 1 : (process.getBuiltinModule?.("node:os").availableParallelism() ?? 1);
+  return typeof process === "undefined"
+    ? 1
+    : (process.getBuiltinModule?.("node:os").availableParallelism() ?? 1);
 }

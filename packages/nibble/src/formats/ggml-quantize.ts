@@ -17,7 +17,9 @@ const BLOCK_BYTES: Record<QuantizableGgml, number> = { Q4_0: 18, Q4_1: 20, Q8_0:
  */
 export function quantizeGgml(type: QuantizableGgml, values: Float32Array): Uint8Array {
   if (values.length % BLOCK !== 0) {
-    throw new UsageError(`${type} needs rows of a multiple of ${BLOCK} values, got ${values.length}`);
+    throw new UsageError(
+      `${type} needs rows of a multiple of ${BLOCK} values, got ${values.length}`,
+    );
   }
   const bytes = BLOCK_BYTES[type];
   const out = new Uint8Array((values.length / BLOCK) * bytes);

@@ -1,7 +1,7 @@
 /** Writing GGUF v3: header, metadata in the given order, tensor list, aligned data. Layout: llama.cpp, gguf.h. */
 import { FormatError } from "../core/errors.js";
-import { GGUF_TYPES, type GgufType, type GgufValue } from "./gguf.js";
 import { GGML_TYPES, type GgmlType } from "./ggml-blocks.js";
+import { GGUF_TYPES, type GgufType, type GgufValue } from "./gguf.js";
 import type { ByteSink } from "./safetensors-write.js";
 
 export interface GgufTensorToWrite {
@@ -23,9 +23,19 @@ class Bytes {
   }
   number(type: GgufType, value: number | bigint | boolean): void {
     const view = new DataView(new ArrayBuffer(8));
-    const size = { u8: 1, i8: 1, bool: 1, u16: 2, i16: 2, u32: 4, i32: 4, f32: 4, u64: 8, i64: 8, f64: 8 }[
-      type as string
-    ];
+    const size = {
+      u8: 1,
+      i8: 1,
+      bool: 1,
+      u16: 2,
+      i16: 2,
+      u32: 4,
+      i32: 4,
+      f32: 4,
+      u64: 8,
+      i64: 8,
+      f64: 8,
+    }[type as string];
     if (!size) throw new FormatError(`${type} is no scalar type`);
     if (type === "f32") view.setFloat32(0, Number(value), true);
     else if (type === "f64") view.setFloat64(0, Number(value), true);
@@ -40,7 +50,8 @@ class Bytes {
   value(type: GgufType, value: GgufValue["value"], element?: GgufType): void {
     if (type === "string") this.string(String(value));
     else if (type === "array") {
-      if (!element || typeof value !== "object") throw new FormatError("an array without an element type");
+      if (!element || typeof value !== "object")
+        throw new FormatError("an array without an element type");
       this.number("u32", GGUF_TYPES.indexOf(element));
       this.number("u64", value.length);
       for (const item of value) this.value(element, item);
@@ -83,9 +94,12 @@ export async function writeGguf(
   for (const [i, tensor] of tensors.entries()) {
     const data = await tensor.data();
     if (data.length !== sizes[i]) {
-      throw new FormatError(`${data.length} bytes where ${tensor.type} [${tensor.ne}] takes ${sizes[i]}`, {
-        place: `tensor ${tensor.name}`,
-      });
+      throw new FormatError(
+        `${data.length} bytes where ${tensor.type} [${tensor.ne}] takes ${sizes[i]}`,
+        {
+          place: `tensor ${tensor.name}`,
+        },
+      );
     }
     await sink.write(data);
     await sink.write(new Uint8Array(align(data.length) - data.length));

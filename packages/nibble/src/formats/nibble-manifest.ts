@@ -53,7 +53,10 @@ const manifestSchema = z.strictObject({
   tied: z.boolean(),
   transforms: z.array(transformSchema),
   activations: z.partialRecord(siteSchema, quantizerSchema),
-  activationOverrides: z.record(z.string(), z.partialRecord(siteSchema, quantizerSchema.nullable())),
+  activationOverrides: z.record(
+    z.string(),
+    z.partialRecord(siteSchema, quantizerSchema.nullable()),
+  ),
   kv: z
     .strictObject({
       k: kvPlane,
@@ -67,7 +70,6 @@ const manifestSchema = z.strictObject({
 });
 export type Manifest = z.infer<typeof manifestSchema>;
 
-
 /** @throws FormatError for an unknown version or a field that is not what it must be */
 export function parseManifest(text: string): Manifest {
   const place = "nibble.json";
@@ -79,10 +81,13 @@ export function parseManifest(text: string): Manifest {
   }
   const version = (json as { formatVersion?: unknown } | null)?.formatVersion;
   if (version !== ARTIFACT_VERSION) {
-    throw new FormatError(`format version ${JSON.stringify(version)} is not known, expected ${ARTIFACT_VERSION}`, {
-      place,
-      hint: "The artifact was written by another version of nibble; update nibble or compress again.",
-    });
+    throw new FormatError(
+      `format version ${JSON.stringify(version)} is not known, expected ${ARTIFACT_VERSION}`,
+      {
+        place,
+        hint: "The artifact was written by another version of nibble; update nibble or compress again.",
+      },
+    );
   }
   const parsed = manifestSchema.safeParse(json);
   if (!parsed.success) {

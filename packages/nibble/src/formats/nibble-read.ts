@@ -39,12 +39,18 @@ export async function loadArtifact(folder: ByteFolder): Promise<Model> {
   }
 }
 
-async function buildArtifact(folder: ByteFolder, manifest: Manifest, reader: SafetensorsReader): Promise<Model> {
+async function buildArtifact(
+  folder: ByteFolder,
+  manifest: Manifest,
+  reader: SafetensorsReader,
+): Promise<Model> {
   const files: SidecarFiles = new Map();
   for (const name of Object.keys(manifest.files)) {
     if (name.endsWith(".safetensors") || name === "config.json") continue;
     if (name.includes("/") || name.includes("\\") || name.startsWith(".")) {
-      throw new FormatError(`file name ${JSON.stringify(name)} leaves the folder`, { place: "nibble.json" });
+      throw new FormatError(`file name ${JSON.stringify(name)} leaves the folder`, {
+        place: "nibble.json",
+      });
     }
     files.set(name, await required(folder, name));
   }
@@ -62,7 +68,9 @@ async function buildArtifact(folder: ByteFolder, manifest: Manifest, reader: Saf
     const entry = reader.tensors.get(name);
     if (!entry) throw new FormatError("is missing", { place: `tensor ${name}` });
     if (entry.dtype !== "F32" || entry.shape.join() !== shape.join()) {
-      throw new FormatError(`is ${entry.dtype} [${entry.shape}], expected F32 [${shape}]`, { place: `tensor ${name}` });
+      throw new FormatError(`is ${entry.dtype} [${entry.shape}], expected F32 [${shape}]`, {
+        place: `tensor ${name}`,
+      });
     }
     return { shape, read: () => reader.readF32(name) };
   };
@@ -71,9 +79,12 @@ async function buildArtifact(folder: ByteFolder, manifest: Manifest, reader: Saf
     const description = manifest.linears[spec.module];
     const [n = 0, k = 0] = spec.shape;
     if (description && (description.shape[0] !== n || description.shape[1] !== k)) {
-      throw new FormatError(`${spec.module} is [${description.shape}], the config says [${spec.shape}]`, {
-        place: "nibble.json",
-      });
+      throw new FormatError(
+        `${spec.module} is [${description.shape}], the config says [${spec.shape}]`,
+        {
+          place: "nibble.json",
+        },
+      );
     }
     parameters.set(spec.path, {
       spec,

@@ -8,7 +8,13 @@ import { writeFileAtomic, writeFolderAtomic } from "../core/atomic-write.js";
 import { storedBytes } from "../encodings/quant-tensor.js";
 import { describe, serialize } from "../encodings/serialize.js";
 import type { ModelConfig } from "../model/config.js";
-import { isTied, type LazyTensor, type Model, type OnlineTransform, type SidecarFiles } from "../model/model.js";
+import {
+  isTied,
+  type LazyTensor,
+  type Model,
+  type OnlineTransform,
+  type SidecarFiles,
+} from "../model/model.js";
 import { ARTIFACT_VERSION, type Manifest } from "./nibble-manifest.js";
 import { saveCheckpoint } from "./safetensors-save.js";
 import type { TensorToWrite } from "./safetensors-write.js";
@@ -31,7 +37,8 @@ export interface SavedArtifact {
   parameters: number;
 }
 
-const bytesOf = (data: Float32Array) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+const bytesOf = (data: Float32Array) =>
+  new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
 /**
  * Writes a model (whatever state it is in) as an artifact: beside its place, then renamed.
@@ -100,7 +107,9 @@ export async function saveArtifact(
       transforms,
       activations: model.activations,
       activationOverrides: Object.fromEntries(
-        [...model.activationOverrides].sort(([a], [b]) => a - b).map(([layer, v]) => [String(layer), v]),
+        [...model.activationOverrides]
+          .sort(([a], [b]) => a - b)
+          .map(([layer, v]) => [String(layer), v]),
       ),
       kv: model.kv,
       linears,
@@ -112,7 +121,9 @@ export async function saveArtifact(
       sha256:
         saved.length === 1 && first
           ? first.sha256
-          : createHash("sha256").update(saved.map((s) => s.sha256).join("")).digest("hex"),
+          : createHash("sha256")
+              .update(saved.map((s) => s.sha256).join(""))
+              .digest("hex"),
       bytes: saved.reduce((sum, s) => sum + s.bytes, 0),
       bitsPerWeight: {
         linears: tally.linearCount > 0 ? (tally.linearBytes * 8) / tally.linearCount : 0,
@@ -130,7 +141,11 @@ export async function saveReport(folder: string, report: unknown): Promise<void>
   await writeFileAtomic(join(folder, "report.json"), `${JSON.stringify(report, null, 1)}\n`);
 }
 
-function transformEntry(t: OnlineTransform, index: number, tensors: TensorToWrite[]): Manifest["transforms"][number] {
+function transformEntry(
+  t: OnlineTransform,
+  index: number,
+  tensors: TensorToWrite[],
+): Manifest["transforms"][number] {
   const place = (what: string, data: Float32Array, shape: number[]) => {
     const name = `nibble.transforms.${index}.${what}`;
     tensors.push({ name, dtype: "F32", shape, data: () => bytesOf(data) });

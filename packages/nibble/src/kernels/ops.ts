@@ -164,13 +164,33 @@ export const OPS = {
   /** dst[rows[i]] += weight[i] * src[i] (weight absent: 1). */
   scatterAddRows: ["rowsReg", "srcAt", "ldSrc", "dstAt", "ldDst", "width", "indexAt", "weightAt"],
   /** MoE router: softmax, top-k, renormalize; row lists per expert, counts to registers. */
-  route: ["rowsReg", "logitsAt", "ldLogits", "experts", "topK", "indexAt", "weightAt", "ldLists", "countReg"],
+  route: [
+    "rowsReg",
+    "logitsAt",
+    "ldLogits",
+    "experts",
+    "topK",
+    "indexAt",
+    "weightAt",
+    "ldLists",
+    "countReg",
+  ],
   /** Per row: [argmax as i32, max, log-sum-exp, logit of target] as 4 words at dst. */
   logitStats: ["rowsReg", "logitsAt", "ldLogits", "width", "targetsAt", "dstAt"],
   /** Per row: [KL(reference || model) in nats, 1 if both have the same argmax] as 2 f32 at dst. */
   klDivergence: ["rowsReg", "referenceAt", "ldReference", "logitsAt", "ldLogits", "width", "dstAt"],
   /** y[m, n] += sum val * x[m, col] (CSR side-car; row pointers u32, columns u32, values f32). */
-  csr: ["rowsReg", "srcAt", "ldSrc", "rowPointersAt", "columnsAt", "valuesAt", "outputs", "dstAt", "ldDst"],
+  csr: [
+    "rowsReg",
+    "srcAt",
+    "ldSrc",
+    "rowPointersAt",
+    "columnsAt",
+    "valuesAt",
+    "outputs",
+    "dstAt",
+    "ldDst",
+  ],
   /** Gram matrix: G f64 [width, width], upper triangle, += X^T X. */
   gram: ["rowsReg", "srcAt", "ldSrc", "width", "gramAt"],
   /** sumAbs f64 [width] += |x|, maxAbs f32 [width] = max(maxAbs, |x|). */
@@ -197,7 +217,17 @@ export const OPS = {
   /** Upper U f32 [n, n] with inverse(H) = U^T U, from H f64 [n, n] (upper read, destroyed); status i32: 0 or 1 + failing column. */
   inverseFactor: ["size", "hessianAt", "factorAt", "statusAt"],
   /** f32 values of quantized activations: dst = scale * (code - zero). For quantized activations in front of a dense weight. */
-  dequantize: ["rowsReg", "codesAt", "ldCodes", "width", "scaleAt", "zeroAt", "groupSize", "dstAt", "ldDst"],
+  dequantize: [
+    "rowsReg",
+    "codesAt",
+    "ldCodes",
+    "width",
+    "scaleAt",
+    "zeroAt",
+    "groupSize",
+    "dstAt",
+    "ldDst",
+  ],
 } as const;
 
 export type OpName = keyof typeof OPS;

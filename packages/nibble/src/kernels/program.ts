@@ -8,8 +8,8 @@ import {
   HEADER,
   type HeaderField,
   OPCODE,
-  type OpName,
   OPS,
+  type OpName,
   PROGRAM_MAGIC,
   PROGRAM_VERSION,
   WEIGHT,
@@ -39,7 +39,10 @@ function encode<F extends string>(fields: readonly F[], values: Record<F, number
 
 /** A weight descriptor with everything absent; spread it and set what the kind needs. */
 export const NO_WEIGHT: Record<WeightField, number> = {
-  ...(Object.fromEntries(WEIGHT.map((name) => [name, name.endsWith("At") ? -1 : 0])) as Record<WeightField, number>),
+  ...(Object.fromEntries(WEIGHT.map((name) => [name, name.endsWith("At") ? -1 : 0])) as Record<
+    WeightField,
+    number
+  >),
   groups: 1,
 };
 
