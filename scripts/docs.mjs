@@ -44,6 +44,7 @@ function plane({ codec, hadamard, clip, zero, qBits }) {
 function features() {
   const kinds = {
     transform: "Transforms",
+    scaling: "Scaling of inputs",
     weights: "Weights",
     embeddings: "Embedding and head",
     activations: "Activations",

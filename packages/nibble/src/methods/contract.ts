@@ -211,6 +211,8 @@ export interface SolverMethod<Options> extends MethodBase<Options> {
 /** Kinds whose work is the model description: folds, quantizers of sites, the cache recipe. */
 export interface ModelMethod<Options> extends MethodBase<Options> {
   readonly kind: "transform" | "activations" | "kv";
+  /** True when the residual stream gets another basis, in which no channel is what it was. */
+  rotatesResidual?(options: Options): boolean;
   /** Changes `model` in place. Weights are folded lazily: nothing is read here. */
   apply(model: Model, options: Options, ctx: TransformContext): Promise<void>;
 }

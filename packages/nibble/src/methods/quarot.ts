@@ -200,6 +200,7 @@ export const quarot = defineMethod<QuarotOptions>({
       if (o.centerEmbeddings) needs("centerEmbeddings", "R1");
       if (o.headMix !== "auto") needs("headMix", "R2");
     }),
+  rotatesResidual: ({ rotations }) => rotations.includes("R1"),
   async apply(model, options, ctx) {
     if (model.transforms.length > 0) {
       throw refuse("the model is rotated already", "Use one rotation step in a recipe.");

@@ -157,6 +157,20 @@ describe("recipe", () => {
     ).toHaveLength(4);
   });
 
+  it("scales channels after transforms, before weights, and not in a rotated model", () => {
+    const message = (body: string) => failure(() => read(body)).message;
+    expect(message("  - rtn\n  - smoothquant\n")).toContain(
+      "scaling between transforms and weights",
+    );
+    expect(message("  - smoothquant\n  - quarot\n")).toContain("scaling between transforms");
+    expect(message("  - quarot\n  - awq\n")).toBe(
+      'r.yaml:4:5: step 2 (awq) breaks the rule "no channel scaling in a rotated model"',
+    );
+    expect(message("  - quarot\n  - smoothquant\n  - rtn\n")).toContain("rotated model");
+    expect(read("  - quarot: { rotations: [R2, R4] }\n  - awq\n").steps).toHaveLength(2);
+    expect(read("  - smoothquant\n  - rtn: { bits: 8 }\n  - activations\n").steps).toHaveLength(3);
+  });
+
   it("--set reaches a step by name, by number, or by an option that only one step has", () => {
     const body = "  - test-round\n  - activations\n";
     const options = (set: string[]) => read(body, { set }).steps.map((step) => step.options);

@@ -22,6 +22,17 @@ const RULES: readonly Rule[] = [
     },
   },
   {
+    name: "scaling between transforms and weights",
+    why: "inputs are rescaled on statistics of the transformed model, before weights become codes",
+    broken: (kinds) => {
+      const first = kinds.findIndex(stored);
+      const late = kinds.findIndex((kind, i) => kind === "scaling" && first >= 0 && i > first);
+      if (late >= 0) return late;
+      const scaled = kinds.indexOf("scaling");
+      return kinds.findIndex((kind, i) => kind === "transform" && scaled >= 0 && i > scaled);
+    },
+  },
+  {
     name: "one activations step",
     why: "an input has one quantizer; use overrides for exceptions",
     broken: (kinds) => second(kinds, "activations"),
@@ -38,6 +49,17 @@ function second(kinds: readonly MethodKind[], wanted: MethodKind): number {
   return first < 0 ? -1 : kinds.indexOf(wanted, first + 1);
 }
 
+/** First step that scales input channels although an earlier one has mixed them, or -1. */
+function scalesMixedChannels(steps: readonly RecipeStep[]): number {
+  const rotated = steps.findIndex(
+    ({ method, options }) => method.kind === "transform" && method.rotatesResidual?.(options),
+  );
+  if (rotated < 0) return -1;
+  return steps.findIndex(
+    ({ method }, i) => i > rotated && "scaler" in method && method.scaler?.originalBasis,
+  );
+}
+
 /** @throws RecipeError code "recipe-order" naming the rule and the step. */
 export function checkOrder(steps: readonly RecipeStep[], place: (index: number) => string): void {
   const kinds = steps.map((step) => step.method.kind);
@@ -47,6 +69,18 @@ export function checkOrder(steps: readonly RecipeStep[], place: (index: number) 
     throw new RecipeError(
       `step ${index + 1} (${steps[index]?.method.id}) breaks the rule "${rule.name}"`,
       { place: place(index), hint: `${rule.why[0]?.toUpperCase()}${rule.why.slice(1)}.` },
+      "recipe-order",
+    );
+  }
+  const mixed = scalesMixedChannels(steps);
+  if (mixed >= 0) {
+    const id = steps[mixed]?.method.id;
+    throw new RecipeError(
+      `step ${mixed + 1} (${id}) breaks the rule "no channel scaling in a rotated model"`,
+      {
+        place: place(mixed),
+        hint: "A rotated residual stream has no outlier channels: use gptq there, or leave R1 out.",
+      },
       "recipe-order",
     );
   }
