@@ -38,12 +38,6 @@ const word = (name, value) => {
 const encode = (names, values) =>
   names.map((name) => word(name, values[name] ?? (name.endsWith("At") ? -1 : 0)));
 
-/** User and system time together: the split between the two is sampled, their sum is exact. */
-const processorSeconds = () => {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1e6;
-};
-
 /** An engine with an arena that fills from the bottom. */
 class Bench {
   constructor(threads) {
@@ -70,9 +64,10 @@ class Bench {
     for (let i = 0; i < view.length; i++) view[i] = Math.imul(i, 2654435761);
     return at;
   }
-  load(weights, code, maxRows) {
+  load(weights, code, maxRows, caches = []) {
     const H = ops.HEADER.length;
     const flat = weights.flatMap((w) => encode(ops.WEIGHT, w));
+    const flatCaches = caches.flatMap((cache) => encode(ops.CACHE, cache));
     const instructions = code.flatMap(([op, values]) => {
       const names = ops.OPS[op];
       return [ops.OPCODE[op], names.length + 2, ...encode(names, values)];
@@ -80,27 +75,32 @@ class Bench {
     const header = {
       magic: ops.PROGRAM_MAGIC,
       version: ops.PROGRAM_VERSION,
-      totalWords: H + flat.length + instructions.length + 1,
+      totalWords: H + flat.length + flatCaches.length + instructions.length + 1,
       weights: weights.length,
       weightsStart: H,
-      caches: 0,
+      caches: caches.length,
       cachesStart: H + flat.length,
-      codeStart: H + flat.length,
+      codeStart: H + flat.length + flatCaches.length,
       scratchAt: ARENA / 64 - this.threads * SCRATCH_LINES,
       scratchLines: SCRATCH_LINES,
       maxRows,
       maxLogitRows: maxRows,
       arenaLines: ARENA / 64,
     };
-    const words = [...ops.HEADER.map((name) => header[name]), ...flat, ...instructions, 0];
+    const words = [
+      ...ops.HEADER.map((name) => header[name]),
+      ...flat,
+      ...flatCaches,
+      ...instructions,
+      0,
+    ];
     return { handle: addon.load(this.engine, Int32Array.from(words)) };
   }
-  /** Seconds of `repeat` runs, per run: of the clock, or of the processor when one thread works (a busy machine counts less). */
-  time(program, repeat = 1) {
-    const clock = this.threads === 1 ? processorSeconds : () => performance.now() / 1e3;
-    const start = clock();
-    for (let i = 0; i < repeat; i++) addon.runSync(this.engine, program.handle);
-    return (clock() - start) / repeat;
+  /** Seconds of one run. */
+  time(program) {
+    const start = process.hrtime.bigint();
+    addon.runSync(this.engine, program.handle);
+    return Number(process.hrtime.bigint() - start) / 1e9;
   }
 }
 
@@ -226,6 +226,61 @@ function inverseFactor(n) {
         for (let j = i; j < n; j++) h[i * n + j] = i === j ? n : Math.cos(i * j);
     };
     return program;
+  };
+}
+
+/** Attention of `rows` tokens that end at position `length`, over a cache that holds zeros; SmolLM2's heads. */
+function attention(rows, length, codec, queryBits, heads = 9, kvHeads = 3, headDim = 64) {
+  return (b) => {
+    const bytes = { 0: 4, 1: 2, 2: 1, 3: 0.5 }[codec] * 32 * headDim;
+    const plane = bytes / 64 + (codec >= 2 ? 2 : 0);
+    const pages = Math.ceil(length / 32);
+    const cache = {
+      keyCodec: codec,
+      valueCodec: codec,
+      queryBits,
+      hadamard: 1,
+      keyClipF: 1,
+      valueClipF: 1,
+      poolAt: b.alloc(pages * kvHeads * 2 * plane * 64),
+      pageLines: kvHeads * 2 * plane,
+      headLines: 2 * plane,
+      keyLines: plane,
+      tableAt: b.alloc(4 * pages),
+      layers: 1,
+      maxPages: pages,
+      kvHeads,
+      headDim,
+      pages,
+      slots: 1,
+    };
+    const table = new Int32Array(b.memory, cache.tableAt * 64, pages);
+    for (let i = 0; i < pages; i++) table[i] = i;
+    const positionsAt = b.alloc(4 * rows);
+    const positions = new Int32Array(b.memory, positionsAt * 64, rows);
+    for (let i = 0; i < rows; i++) positions[i] = length - rows + i;
+    const operands = {
+      rowsReg: 20,
+      positionsAt,
+      sequencesAt: b.alloc(4 * rows),
+      heads,
+      kvHeads,
+      headDim,
+      cacheC: 0,
+      layer: 0,
+      queryAt: b.bytes(rows * heads * headDim),
+      queryScaleAt: b.alloc(4 * rows * heads),
+      querySumAt: b.alloc(4 * rows * heads),
+      dstAt: b.alloc(4 * rows * heads * headDim),
+      ldDst: heads * headDim,
+      softmaxScaleF: headDim ** -0.5,
+      slidingWindow: 0,
+      partsAt: b.alloc(2 ** 20),
+      partsLines: 2 ** 14,
+    };
+    if (queryBits === 32) operands.queryAt = b.floats(rows * heads * headDim);
+    b.registers[20] = rows;
+    return b.load([], [["attention", operands]], rows, [cache]);
   };
 }
 
@@ -360,6 +415,30 @@ cases.push({
   half: true,
 });
 
+// Attention: two products of head_dim for every visible (query, key) pair.
+for (const [codec, name, queryBits] of [
+  [3, "int4 q8", 8],
+  [2, "int8 q8", 8],
+  [1, "f16", 32],
+]) {
+  cases.push({
+    name: `attention prefill 512 ${name}`,
+    make: attention(512, 512, codec, queryBits),
+    work: (9 * 512 * 256 * 64 * 4) / 1e9,
+    unit: "GFLOPS",
+    ceiling: "fma",
+  });
+  for (const length of [512, 4096]) {
+    cases.push({
+      name: `attention decode ${length} ${name}`,
+      make: attention(1, length, codec, queryBits),
+      work: (9 * length * 64 * 4) / 1e9,
+      unit: "GFLOPS",
+      ceiling: "fma",
+    });
+  }
+}
+
 const median = (list) => [...list].sort((x, y) => x - y)[list.length >> 1];
 const digits = (x) => Number(x.toPrecision(3));
 
@@ -372,16 +451,13 @@ for (const { name, make, work, unit, ceiling, half } of cases) {
     program.before?.();
     bench.time(program);
     program.before?.();
-    // Slices of 5 ms: several runs when one is short.
-    const once = bench.time(program);
-    const repeat = program.before ? 1 : Math.max(1, Math.ceil(0.005 / once));
-    const slices = program.before ? 1 : 6;
+    const runs = program.before ? 1 : Math.max(1, Math.ceil(0.03 / bench.time(program)));
     const rates = [];
     let top = 0;
     for (let round = 0; round < rounds; round++) {
       program.before?.();
       let seconds = Number.POSITIVE_INFINITY;
-      for (let i = 0; i < slices; i++) seconds = Math.min(seconds, bench.time(program, repeat));
+      for (let i = 0; i < runs; i++) seconds = Math.min(seconds, bench.time(program));
       rates.push(work / seconds);
       try {
         top = Math.max(top, addon.ceiling(ceiling, threads) / 1e9 / (half ? 2 : 1));

@@ -12,6 +12,7 @@
 
 #define CHUNK ATTENTION_CHUNK
 #define MAX_QUERIES 48
+#define NOTHING (-3.402823466e38f) /* maximum of no scores; finite, so that differences of two are no NaN */
 
 typedef struct {
   nb_ctx *c;
@@ -34,8 +35,11 @@ typedef struct {
   float *scores;  /* [queries][128]: scores, then softmax weights */
   float *decoded; /* keys or values of a chunk as f32 */
   uint8_t *query; /* [queries][ld_query] s8 or f32 */
-  float *state;   /* [queries][2 + padded]: max, sum, accumulator */
-  float scale[MAX_QUERIES], scaled_sum[MAX_QUERIES], zero[MAX_QUERIES], max[MAX_QUERIES], sum[MAX_QUERIES];
+  float *state;   /* [queries][padded]: accumulators */
+  float scale[MAX_QUERIES], scaled_sum[MAX_QUERIES];
+  /* Of the chunk: max, sum, what the zeros of the values take away; of the state: max, sum; and factors of the merge. */
+  float max[MAX_QUERIES], sum[MAX_QUERIES], zero[MAX_QUERIES];
+  float state_max[MAX_QUERIES], state_sum[MAX_QUERIES], keep[MAX_QUERIES], take[MAX_QUERIES];
 } room;
 
 static int64_t group_start(const task *t, int64_t kv) { return (kv * t->heads + t->kv_heads - 1) / t->kv_heads; }
@@ -212,33 +216,48 @@ static void page_scores(const task *t, room *r, int64_t queries, const uint8_t *
 
 static const float lane_index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+INLINE void softmax_pass(int masked, room *r, int64_t q, int first, int last, int v0, int v1, const float *params) {
+  float *s = r->scores + q * CHUNK;
+  const vf lanes = v_load(lane_index), low = v_set((float)first), high = v_set((float)last), none = v_set(-INFINITY);
+#define VISIBLE(x, other) (masked ? v_between(x, other, v_add(lanes, v_set((float)v)), low, high) : (x))
+  vf max = none, sum = v_zero(), zero = v_zero();
+  for (int v = v0; v <= v1; v += 16) max = v_max(VISIBLE(v_load(s + v), none), max);
+  r->max[q] = v_fold_max(max);
+  const vf top = v_set(r->max[q]);
+  for (int v = v0; v <= v1; v += 16) {
+    vf e = VISIBLE(v_exp(v_sub(v_load(s + v), top)), v_zero());
+    sum = v_add(sum, e);
+    if (params) {
+      zero = v_add(zero, VISIBLE(v_mul(e, v_load(params + CHUNK + v)), v_zero()));
+      e = VISIBLE(v_mul(e, v_load(params + v)), v_zero());
+    }
+    v_store(s + v, e);
+  }
+#undef VISIBLE
+  r->sum[q] = v_fold(sum);
+  r->zero[q] = v_fold(zero);
+}
+
 /*
  * Scores of one query -> softmax weights of positions first..last of the chunk (0 outside, within the tile's from..to),
  * its max and sum, and the constant the values' zeros take away. `params`: scale and zero of the values [2][128].
  */
 static void softmax(room *r, int64_t q, int first, int last, int from, int to, const float *params) {
-  float *s = r->scores + q * CHUNK;
-  const vf lanes = v_load(lane_index), low = v_set((float)first), high = v_set((float)last);
   const int v0 = from / 16 * 16, v1 = to / 16 * 16;
-  vf max = v_set(-INFINITY), sum = v_zero(), zero = v_zero();
-  for (int v = v0; v <= v1; v += 16) {
-    const vf index = v_add(lanes, v_set((float)v));
-    max = v_max(v_between(v_load(s + v), v_set(-INFINITY), index, low, high), max);
-  }
-  r->max[q] = v_fold_max(max);
-  const vf top = v_set(r->max[q]);
-  for (int v = v0; v <= v1; v += 16) {
-    const vf index = v_add(lanes, v_set((float)v));
-    vf e = v_between(v_exp(v_sub(v_load(s + v), top)), v_zero(), index, low, high);
-    sum = v_add(sum, e);
-    if (params) {
-      zero = v_add(zero, v_between(v_mul(e, v_load(params + CHUNK + v)), v_zero(), index, low, high));
-      e = v_between(v_mul(e, v_load(params + v)), v_zero(), index, low, high);
-    }
-    v_store(s + v, e);
-  }
-  r->sum[q] = v_fold(sum);
-  r->zero[q] = params ? v_fold(zero) : 0;
+  if (first <= v0 && last >= v1 + 15) softmax_pass(0, r, q, first, last, v0, v1, params);
+  else softmax_pass(1, r, q, first, last, v0, v1, params);
+}
+
+/* The low nibble of each lane as a float. */
+INLINE vf v_nibble(vi x) {
+#if PART == 16
+  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  vf r;
+  r.p[0] = (pf)_mm512_permutexvar_ps((__m512i)x.p[0], values);
+  return r;
+#else
+  return vi_to_float(vi_and(x, vi_set(15)));
+#endif
 }
 
 /* Dims [i] and [i + block / 2] of one token of int4 values. */
@@ -253,8 +272,8 @@ static void decode_nibbles(const uint8_t *row, int64_t head_dim, float *out) {
     } else {
       for (int64_t i = 0; i < half; i += 16) {
         const vi bytes = vi_load_u8(row + i);
-        v_store(out + i, vi_to_float(vi_and(bytes, vi_set(15))));
-        v_store(out + half + i, vi_to_float(vi_shift_right(bytes, 4)));
+        v_store(out + i, v_nibble(bytes));
+        v_store(out + half + i, v_nibble(vi_shift_right(bytes, 4)));
       }
     }
   }
@@ -284,14 +303,83 @@ static void decode_values(const task *t, const uint8_t *values, int from, int to
   }
 }
 
-/* The running softmax of a query takes in a part. */
-static void merge(float *state, float max, float sum, float *factors) {
-  const float top = state[0] > max ? state[0] : max;
-  const float a = exp_one(state[0] - top), b = exp_one(max - top);
-  state[0] = top;
-  state[1] = state[1] * a + sum * b;
-  factors[0] = a;
-  factors[1] = b;
+/* The running softmax of each query takes in its part: new max and sum, and the factors of the accumulators. */
+static void merge_factors(room *r, int64_t queries) {
+  for (int64_t q = 0; q < queries; q += 16) {
+    const vf old = v_load(r->state_max + q), part = v_load(r->max + q), top = v_max(old, part);
+    const vf a = v_exp(v_sub(old, top)), b = v_exp(v_sub(part, top));
+    v_store(r->state_max + q, top);
+    v_store(r->state_sum + q, v_add(v_mul(v_load(r->state_sum + q), a), v_mul(v_load(r->sum + q), b)));
+    v_store(r->keep + q, a);
+    v_store(r->take + q, b);
+  }
+}
+
+/*
+ * Accumulators of up to four queries straight from the packed values, 64 dims at a time: where there are few queries,
+ * unpacking to memory first costs as much as the sums. out [queries][head_dim].
+ */
+#define FEW 4
+INLINE void value_quad(int codec, const uint8_t *values, int64_t head_dim, int64_t t, int64_t d, vf v[4]) {
+  if (codec == CODEC_INT4) {
+    const uint8_t *row = values + (t * head_dim + d) / 2;
+    const vi b0 = vi_load_u8(row), b1 = vi_load_u8(row + 16);
+    v[0] = v_nibble(b0);
+    v[1] = v_nibble(b1);
+    v[2] = v_nibble(vi_shift_right(b0, 4));
+    v[3] = v_nibble(vi_shift_right(b1, 4));
+    return;
+  }
+  UNROLL for (int i = 0; i < 4; i++) {
+    const int64_t at = t * head_dim + d + 16 * i;
+    if (codec == CODEC_INT8) v[i] = vi_to_float(vi_load_u8(values + at));
+    else if (codec == CODEC_F16) v[i] = v_load_half((const uint16_t *)values + at);
+    else v[i] = v_load((const float *)values + at);
+  }
+}
+
+#define DECLARE_FEW(q) vf a##q = v_zero(), b##q = v_zero(), c##q = v_zero(), d##q = v_zero();
+#define ADD_FEW(q)                               \
+  {                                              \
+    const vf w = v_set(weights[(q) * CHUNK + t]); \
+    a##q = v_fma(w, v[0], a##q);                 \
+    b##q = v_fma(w, v[1], b##q);                 \
+    c##q = v_fma(w, v[2], c##q);                 \
+    d##q = v_fma(w, v[3], d##q);                 \
+  }
+#define STORE_FEW(q)                             \
+  v_store(out + (q) * head_dim + dim, a##q);      \
+  v_store(out + (q) * head_dim + dim + 16, b##q); \
+  v_store(out + (q) * head_dim + dim + 32, c##q); \
+  v_store(out + (q) * head_dim + dim + 48, d##q);
+#define FEW_VALUES(codec, Q)                                                                                         \
+  static __attribute__((noinline)) void few_##codec##_##Q(const uint8_t *const *pages, int64_t head_dim, int from,  \
+                                                          int to, const float *weights, float *out) {               \
+    for (int64_t dim = 0; dim < head_dim; dim += 64) {                                                               \
+      REPEAT(Q, DECLARE_FEW)                                                                                         \
+      for (int t = from; t <= to; t++) {                                                                             \
+        vf v[4];                                                                                                     \
+        value_quad(codec, pages[t / PAGE_TOKENS], head_dim, t % PAGE_TOKENS, dim, v);                                \
+        REPEAT(Q, ADD_FEW)                                                                                           \
+      }                                                                                                              \
+      REPEAT(Q, STORE_FEW)                                                                                           \
+    }                                                                                                                \
+  }
+#define FEW_CODEC(codec) FEW_VALUES(codec, 1) FEW_VALUES(codec, 2) FEW_VALUES(codec, 3) FEW_VALUES(codec, 4)
+FEW_CODEC(0) FEW_CODEC(1) FEW_CODEC(2) FEW_CODEC(3)
+#define FEW_ROW(codec) {few_##codec##_1, few_##codec##_2, few_##codec##_3, few_##codec##_4}
+static void (*const few_values[4][FEW])(const uint8_t *const *, int64_t, int, int, const float *, float *) = {
+    FEW_ROW(0), FEW_ROW(1), FEW_ROW(2), FEW_ROW(3)};
+
+/* x (16 dims of query q's chunk accumulator) goes to the part or into the state. */
+INLINE void take_sums(const task *t, room *r, int64_t q, int64_t at, vf x, float *parts, int int_values) {
+  if (int_values) x = v_sub(x, v_set(r->zero[q]));
+  if (parts) {
+    v_store_upto(parts + q * (2 + t->head_dim) + 2 + at, x, t->head_dim - at);
+  } else {
+    float *state = r->state + q * t->padded + at;
+    v_store(state, v_add(v_mul(v_load(state), v_set(r->keep[q])), v_mul(x, v_set(r->take[q]))));
+  }
 }
 
 /*
@@ -322,42 +410,40 @@ static int attend_chunk(const task *t, room *r, head_block b, int64_t m0, int64_
     for (int64_t h = 0; h < b.count; h++) {
       if (first > last) { /* a row of the tile that sees nothing of this chunk */
         const int64_t q = m * b.count + h;
-        r->max[q] = -INFINITY;
+        r->max[q] = NOTHING;
+        r->sum[q] = r->zero[q] = 0;
         memset(r->scores + q * CHUNK, 0, CHUNK * 4);
       } else {
         softmax(r, m * b.count + h, first, last, from, to, int_values ? params : NULL);
       }
     }
   }
-  for (int p = from / PAGE_TOKENS; p <= to / PAGE_TOKENS; p++) {
-    const int low = p == from / PAGE_TOKENS ? from % PAGE_TOKENS : 0;
-    const int high = p == to / PAGE_TOKENS ? to % PAGE_TOKENS : PAGE_TOKENS - 1;
-    decode_values(t, page[p] + t->cache.key_bytes, low, high, r->decoded + p * PAGE_TOKENS * t->padded);
-  }
-  float factors[MAX_QUERIES][2];
-  for (int64_t q = 0; q < queries && !parts; q++) {
-    if (r->max[q] > -INFINITY) merge(r->state + q * (2 + t->padded), r->max[q], r->sum[q], factors[q]);
-  }
-  for (int64_t q0 = 0; q0 < queries; q0 += 12) {
-    const int64_t count = nb_min(12, queries - q0);
-    for (int64_t d = 0; d < t->padded; d += 32) {
-      float acc[12 * 32];
-      memset(acc, 0, (size_t)count * 128);
-      const float *v = r->decoded + from * t->padded + d;
-      ISA_NAME(float_tile)((int)count, r->scores + q0 * CHUNK + from, CHUNK, 1, v, v + 16, t->padded, to - from + 1, acc);
-      for (int64_t m = 0; m < count; m++) {
-        const int64_t q = q0 + m;
-        if (!(r->max[q] > -INFINITY)) continue;
-        for (int h = 0; h < 2; h++) {
-          const int64_t at = d + 16 * h, left = t->head_dim - at;
-          if (left <= 0) break;
-          vf x = v_load(acc + m * 32 + 16 * h);
-          if (int_values) x = v_sub(x, v_set(r->zero[q]));
-          if (parts) {
-            v_store_upto(parts + q * (2 + t->head_dim) + 2 + at, x, left);
-          } else {
-            float *state = r->state + q * (2 + t->padded) + 2 + at;
-            v_store(state, v_add(v_mul(v_load(state), v_set(factors[q][0])), v_mul(x, v_set(factors[q][1]))));
+  if (!parts) merge_factors(r, queries);
+  if (queries <= FEW && t->head_dim % 64 == 0) {
+    const uint8_t *values[CHUNK / PAGE_TOKENS];
+    for (int p = 0; p < CHUNK / PAGE_TOKENS; p++) values[p] = page[p] ? page[p] + t->cache.key_bytes : NULL;
+    few_values[t->cache.value.codec][queries - 1](values, t->head_dim, from, to, r->scores, r->decoded);
+    for (int64_t q = 0; q < queries; q++) {
+      for (int64_t d = 0; d < t->head_dim; d += 16) {
+        take_sums(t, r, q, d, v_load(r->decoded + q * t->head_dim + d), parts, int_values);
+      }
+    }
+  } else {
+    for (int p = from / PAGE_TOKENS; p <= to / PAGE_TOKENS; p++) {
+      const int low = p == from / PAGE_TOKENS ? from % PAGE_TOKENS : 0;
+      const int high = p == to / PAGE_TOKENS ? to % PAGE_TOKENS : PAGE_TOKENS - 1;
+      decode_values(t, page[p] + t->cache.key_bytes, low, high, r->decoded + p * PAGE_TOKENS * t->padded);
+    }
+    for (int64_t q0 = 0; q0 < queries; q0 += 12) {
+      const int64_t count = nb_min(12, queries - q0);
+      for (int64_t d = 0; d < t->padded; d += 32) {
+        float acc[12 * 32];
+        memset(acc, 0, (size_t)count * 128);
+        const float *v = r->decoded + from * t->padded + d, *weights = r->scores + q0 * CHUNK + from;
+        ISA_NAME(float_tile)((int)count, weights, CHUNK, 1, v, v + 16, t->padded, to - from + 1, acc);
+        for (int64_t m = 0; m < count; m++) {
+          for (int h = 0; h < 2 && d + 16 * h < t->head_dim; h++) {
+            take_sums(t, r, q0 + m, d + 16 * h, v_load(acc + m * 32 + 16 * h), parts, int_values);
           }
         }
       }
@@ -370,16 +456,22 @@ static int attend_chunk(const task *t, room *r, head_block b, int64_t m0, int64_
   return 1;
 }
 
-static void clear_state(const task *t, float *state) {
-  memset(state, 0, (size_t)(2 + t->padded) * 4);
-  state[0] = -INFINITY;
+static void clear_state(const task *t, room *r, int64_t queries) {
+  memset(r->state, 0, (size_t)(queries * t->padded) * 4);
+  for (int64_t q = 0; q < MAX_QUERIES; q++) {
+    r->state_max[q] = NOTHING;
+    r->state_sum[q] = 0;
+    r->max[q] = 0; /* lanes beyond the queries stay harmless */
+    r->sum[q] = 0;
+  }
 }
 
-static void write_result(const task *t, const float *state, int64_t m, int64_t head) {
+static void write_result(const task *t, const room *r, int64_t q, int64_t m, int64_t head) {
   float *dst = t->dst + m * t->ld_dst + head * t->head_dim;
-  const vf inverse = v_set(1.0f / state[1]);
+  const float *state = r->state + q * t->padded;
+  const vf inverse = v_set(1.0f / r->state_sum[q]);
   for (int64_t d = 0; d < t->head_dim; d += 16) {
-    v_store_upto(dst + d, v_mul(v_load_upto(state + 2 + d, t->head_dim - d), inverse), t->head_dim - d);
+    v_store_upto(dst + d, v_mul(v_load(state + d), inverse), t->head_dim - d);
   }
 }
 
@@ -401,13 +493,13 @@ static int64_t chunks_of(const task *t, int64_t m, int64_t *first) {
 /* All chunks of a tile in one thread. */
 static int attend_tile(const task *t, room *r, head_block b, int64_t m0, int64_t rows) {
   load_queries(t, r, b, m0, rows);
-  for (int64_t q = 0; q < rows * b.count; q++) clear_state(t, r->state + q * (2 + t->padded));
+  clear_state(t, r, rows * b.count);
   const int64_t last = t->positions[m0 + rows - 1] / CHUNK;
   for (int64_t chunk = lowest_of(t, m0) / CHUNK; chunk <= last; chunk++) {
     if (!attend_chunk(t, r, b, m0, rows, chunk, NULL)) return 0;
   }
   for (int64_t q = 0; q < rows * b.count; q++) {
-    write_result(t, r->state + q * (2 + t->padded), m0 + q / b.count, b.first + q % b.count);
+    write_result(t, r, q, m0 + q / b.count, b.first + q % b.count);
   }
   return 1;
 }
@@ -447,17 +539,17 @@ static void attend_split(const task *t, room *r, float *parts) {
       for (int64_t h = 0; h < b.count; h++) {
         const int64_t head = b.first + h;
         if (m * t->heads + head < from || m * t->heads + head >= to) continue;
-        float *state = r->state, factors[2];
-        clear_state(t, state);
-        for (int64_t j = 0; j < chunks; j++) {
-          const float *part = parts + (start + b.first * chunks + j * b.count + h) * words;
-          merge(state, part[0], part[1], factors);
+        const float *part = parts + (start + b.first * chunks + h) * words;
+        clear_state(t, r, 1);
+        for (int64_t j = 0; j < chunks; j++, part += b.count * words) {
+          r->max[0] = part[0];
+          r->sum[0] = part[1];
+          merge_factors(r, 1);
           for (int64_t d = 0; d < t->head_dim; d += 16) {
-            const vf x = v_load_upto(part + 2 + d, t->head_dim - d);
-            v_store(state + 2 + d, v_add(v_mul(v_load(state + 2 + d), v_set(factors[0])), v_mul(x, v_set(factors[1]))));
+            take_sums(t, r, 0, d, v_load_upto(part + 2 + d, t->head_dim - d), NULL, 0);
           }
         }
-        write_result(t, state, m, head);
+        write_result(t, r, 0, m, head);
       }
     }
     start += chunks * t->heads;

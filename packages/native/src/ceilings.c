@@ -1,21 +1,21 @@
 #include "ceilings.h"
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "cpu.h"
 #include "threads.h"
 
 #if defined(__x86_64__)
 
-#define SLICES 24
-#define STEPS 60000 /* of twelve instructions each */
+#define SLICES 160
+#define STEPS 20000 /* of twelve instructions each */
+/* Slices walk through a buffer larger than the caches. */
 #define READ_BYTES ((int64_t)256 << 20)
+#define READ_SLICE ((int64_t)4 << 20)
 
 typedef struct {
   int kind; /* 0 dot, 1 fma, 2 read */
-  int threads;
   uint8_t *buffer;
-  volatile uint64_t sink;
+  int64_t at; /* byte of the buffer where this slice begins */
 } load;
 
 #define TWELVE(op)                                                                                                \
@@ -36,9 +36,8 @@ static void work(void *arg, int thread) {
   } else if (l->kind == 1) {
     __asm__ volatile(ZERO "1:\n" TWELVE("vfmadd231ps") "dec %0\njnz 1b\nvzeroupper" : "+r"(n) : : CLOBBERS);
   } else {
-    const int64_t part = READ_BYTES / l->threads / 4096 * 4096;
-    const uint8_t *p = l->buffer + thread * part;
-    n = part / 256;
+    const uint8_t *p = l->buffer + (l->at + thread * READ_SLICE) % READ_BYTES;
+    n = READ_SLICE / 256;
     __asm__ volatile(
         "1:\nprefetcht0 2048(%1)\nprefetcht0 2112(%1)\nprefetcht0 2176(%1)\nprefetcht0 2240(%1)\n"
         "vmovdqu64 (%1), %%zmm0\nvmovdqu64 64(%1), %%zmm1\nvmovdqu64 128(%1), %%zmm2\nvmovdqu64 192(%1), %%zmm3\n"
@@ -49,32 +48,25 @@ static void work(void *arg, int thread) {
   }
 }
 
-/* Nanoseconds of this thread alone (it does all the work when there is one), else of the clock. */
-static int64_t clock_of(int threads) {
-  struct timespec t;
-  if (threads > 1) return nb_now();
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 double nb_ceiling(const char *name, int threads) {
-  load l = {0, threads, NULL, 0};
+  load l = {0};
   double amount = 0, best = 0;
   if (!nb_find_variant("avx512vnni")) return 0;
   if (!strcmp(name, "dot")) amount = 12.0 * STEPS * 128 * threads;
   if (!strcmp(name, "fma")) l.kind = 1, amount = 12.0 * STEPS * 32 * threads;
   if (!strcmp(name, "read")) {
     l.kind = 2;
-    amount = (double)(READ_BYTES / threads / 4096 * 4096 * threads);
-    if (posix_memalign((void **)&l.buffer, 1 << 21, (size_t)READ_BYTES + 4096)) return 0;
-    memset(l.buffer, 1, (size_t)READ_BYTES);
+    amount = (double)(READ_SLICE * threads);
+    if (posix_memalign((void **)&l.buffer, 1 << 21, (size_t)(READ_BYTES + READ_SLICE))) return 0;
+    memset(l.buffer, 1, (size_t)(READ_BYTES + READ_SLICE));
   }
   uint8_t *control = calloc(1, CONTROL_BYTES);
   nb_team *team = control && amount > 0 ? nb_team_create(control, CONTROL_BYTES, threads, nb_find_variant("avx512vnni")) : NULL;
-  for (int i = 0; i < (l.kind == 2 ? 4 : SLICES) && team; i++) {
-    const int64_t start = clock_of(threads);
+  for (int i = 0; i < SLICES && team; i++) {
+    const int64_t start = nb_now();
+    l.at = i * threads * READ_SLICE;
     nb_team_call(team, work, &l);
-    const double rate = amount / (double)(clock_of(threads) - start) * 1e9;
+    const double rate = amount / (double)(nb_now() - start) * 1e9;
     best = rate > best ? rate : best;
   }
   if (team) nb_team_destroy(team);

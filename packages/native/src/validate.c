@@ -236,7 +236,7 @@ static void check_attention(check *c, int64_t rows) {
   REQUIRE(i[ATTENTION_SLIDING_WINDOW] >= 0, "slidingWindow %d", i[ATTENTION_SLIDING_WINDOW]);
   REQUIRE(i[ATTENTION_PARTS_AT] == -1 || i[ATTENTION_PARTS_LINES] >= 0, "partsLines %d", i[ATTENTION_PARTS_LINES]);
   optional(c, "partsAt", i[ATTENTION_PARTS_AT], times(i[ATTENTION_PARTS_LINES], LINE));
-  needs_scratch(c, 4 * (48 * 128 + 128 * padded + (dim > 256 ? 24 : 48) * (2 * padded + 2)));
+  needs_scratch(c, 4 * (48 * 128 + 128 * padded + (dim > 256 ? 24 : 48) * 2 * padded));
 }
 
 static void check_gemm(check *c, int64_t rows) {
