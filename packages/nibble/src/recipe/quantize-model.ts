@@ -12,11 +12,13 @@ import {
   type Needs,
   NO_NEEDS,
   type Schedule,
+  type SolveContext,
   type SolverMethod,
 } from "../methods/contract.js";
 import { type Model, type Parameter, parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
 import { type BlockRunner, type BlockStats, statsKey } from "../observers/block-runner.js";
+import { InputScales, restoreScales, type SavedScale, scaleSites } from "./site-scales.js";
 
 /** Which solver quantizes a parameter. */
 export interface Assignment {
@@ -35,8 +37,15 @@ export interface SolveRecord {
 
 /** Solved blocks on disk (or in memory). `unit` is "embeddings" or "layer-<i>". */
 export interface SolveState {
-  load(unit: string): Promise<{ tensors: Map<string, QuantTensor>; records: SolveRecord[] } | null>;
-  save(unit: string, tensors: Map<string, QuantTensor>, records: SolveRecord[]): Promise<void>;
+  load(unit: string): Promise<SolvedUnit | null>;
+  save(unit: string, solved: SolvedUnit): Promise<void>;
+}
+
+export interface SolvedUnit {
+  tensors: Map<string, QuantTensor>;
+  records: SolveRecord[];
+  /** Input scales that were folded into norms and neighbours. */
+  scales: SavedScale[];
 }
 
 export interface QuantizeOptions {
@@ -89,6 +98,8 @@ export async function quantizeModel(
       const saved = await options.state.load(unit);
       const solved = saved?.tensors ?? new Map<string, QuantTensor>();
       const layerRecords = saved?.records ?? [];
+      const scales = saved?.scales ?? [];
+      const inputs = new InputScales();
       const schedule = scheduleOf(targets, assignments);
       if (layer <= lastCalibrated) runner ??= await options.createRunner();
       const calibrates = layer <= lastCalibrated ? runner : null;
@@ -105,16 +116,31 @@ export async function quantizeModel(
           if (index === 0 && calibrates && schedule.propagate === "original")
             await calibrates.advance(layer);
           const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
+          let notes = new Map<string, string[]>();
+          if (
+            index === 0 &&
+            stats &&
+            targets.some((t) => assignments.get(t.spec.path)?.method.scaler)
+          ) {
+            const contextOf = (method: SolverMethod<unknown>, place: string) =>
+              solveContext(ctx, method.id, place);
+            const result = await scaleSites(model, layer, assignments, stats, contextOf, inputs);
+            scales.push(...result.saved);
+            notes = result.notes;
+          }
           for (const target of stage) {
             checkSignal(signal);
-            const record = await solveOne(target, stats, solved, ctx);
+            const record = await solveOne(target, stats, solved, ctx, inputs);
+            record.notes.push(...(notes.get(record.path) ?? []));
             layerRecords.push(record);
           }
           for (const target of stage) install(target, solved);
         }
-        await options.state.save(unit, solved, layerRecords);
+        await options.state.save(unit, { tensors: solved, records: layerRecords, scales });
       } else {
         if (calibrates && schedule.propagate === "original") await calibrates.advance(layer);
+        // After the block ran, as in a run that was not interrupted: folding scales changes the last bits.
+        restoreScales(model, scales);
         for (const target of targets) install(target, solved);
       }
       if (calibrates && layer < lastCalibrated && schedule.propagate === "quantized") {
@@ -142,8 +168,14 @@ export async function quantizeModel(
     const tableRecords = saved?.records ?? [];
     if (!saved) {
       const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
-      for (const target of tables) tableRecords.push(await solveOne(target, null, solved, ctx));
-      await options.state.save("embeddings", solved, tableRecords);
+      for (const target of tables) {
+        tableRecords.push(await solveOne(target, null, solved, ctx, new InputScales()));
+      }
+      await options.state.save("embeddings", {
+        tensors: solved,
+        records: tableRecords,
+        scales: [],
+      });
     }
     for (const target of tables) install(target, solved);
     records.push(...tableRecords);
@@ -158,41 +190,53 @@ export async function quantizeModel(
   return records;
 }
 
+interface Context {
+  options: QuantizeOptions;
+  memo: ReturnType<typeof createMemo>;
+  log: (line: string) => void;
+}
+
+function solveContext(
+  { options, memo, log }: Context,
+  method: string,
+  place: string,
+): SolveContext {
+  return {
+    rng: new Philox(options.seed, `${method}:${place}`),
+    engineLinalg: options.linalg,
+    log,
+    memo,
+  };
+}
+
 async function solveOne(
   target: Parameter,
   stats: BlockStats | null,
   solved: Map<string, QuantTensor>,
-  ctx: {
-    options: QuantizeOptions;
-    memo: ReturnType<typeof createMemo>;
-    log: (line: string) => void;
-  },
+  ctx: Context,
+  inputs: InputScales,
 ): Promise<SolveRecord> {
   const { path, role, expert, shape } = target.spec;
   const assignment = ctx.options.assignments.get(path);
   if (!assignment || "quant" in target.weight) throw new Error(`${path} is already quantized`);
   const { method } = assignment;
   const site = role ? SITE_OF[role] : null;
-  // Router-side experts have statistics of their own; attention sites never do.
-  const key = site ? statsKey(site, expert) : null;
+  // Behind a router every expert has statistics of its own; attention sites never do.
+  const key = site ? statsKey(site, expert) : "";
+  const calibrated = needsOf(assignment).calibration;
   const result = await method.solve(
-    await target.weight.read(),
+    inputs.before(key, await target.weight.read()),
     { n: shape[0] as number, k: shape[1] as number, path },
-    needsOf(assignment).calibration && key ? (stats?.get(key) ?? null) : null,
+    calibrated ? (stats?.get(key) ?? null) : null,
     assignment.options,
-    {
-      rng: new Philox(ctx.options.seed, `${method.id}:${path}`),
-      engineLinalg: ctx.options.linalg,
-      log: ctx.log,
-      memo: ctx.memo,
-    },
+    solveContext(ctx, method.id, path),
   );
-  solved.set(path, result.tensor);
+  solved.set(path, inputs.after(key, result.tensor));
   return {
     path,
     method: method.id,
     ...(result.loss === undefined ? {} : { loss: result.loss }),
-    notes: result.notes ?? [],
+    notes: [...(result.notes ?? [])],
   };
 }
 

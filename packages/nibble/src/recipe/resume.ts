@@ -14,6 +14,7 @@ import type { QuantTensor } from "../encodings/types.js";
 import { openSafetensors } from "../formats/safetensors.js";
 import { saveSafetensors } from "../formats/safetensors-save.js";
 import type { SolveRecord, SolveState } from "./quantize-model.js";
+import type { SavedScale } from "./site-scales.js";
 
 /** SHA-256 of values that JSON can hold, in a fixed key order. */
 export function fingerprint(parts: Record<string, unknown>): string {
@@ -38,6 +39,7 @@ export const noState: SolveState = { load: async () => null, save: async () => {
 interface UnitFacts {
   modules: Record<string, unknown>;
   records: SolveRecord[];
+  scales: SavedScale[];
 }
 
 export interface DiskState extends SolveState {
@@ -82,7 +84,7 @@ export async function openDiskState(id: string, log: (line: string) => void): Pr
           });
           tensors.set(path, tensor);
         }
-        return { tensors, records: facts.records };
+        return { tensors, records: facts.records, scales: facts.scales };
       } catch (error) {
         log(
           `saved state of ${unit} cannot be used (${(error as Error).message}); it is solved again`,
@@ -92,8 +94,8 @@ export async function openDiskState(id: string, log: (line: string) => void): Pr
         await source.close();
       }
     },
-    async save(unit, tensors, records) {
-      const facts: UnitFacts = { modules: {}, records };
+    async save(unit, { tensors, records, scales }) {
+      const facts: UnitFacts = { modules: {}, records, scales };
       const parts = [];
       for (const [path, tensor] of tensors) {
         facts.modules[path] = describe(tensor);
