@@ -7,7 +7,7 @@ import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import { basename, dirname, join, relative } from "node:path";
 import { build } from "tsdown";
-import { fail, native, nibble, root, runNode, walk } from "./common.mjs";
+import { fail, native, nibble, root, startNode, walk } from "./common.mjs";
 import { identity, markBuilt, PARTS } from "./parts.mjs";
 
 const BUILDERS = { wasm: buildWasm, ts: buildTypeScript, native: buildNative };
@@ -15,18 +15,21 @@ const wanted = process.argv.slice(2);
 for (const name of wanted) {
   if (!PARTS[name]) fail(`unknown part "${name}": one of ${Object.keys(PARTS).join(", ")}`, 2);
 }
-for (const name of wanted.length > 0 ? wanted : Object.keys(PARTS)) {
+// The parts do not need each other, and each is mostly one processor's work.
+await Promise.all((wanted.length > 0 ? wanted : Object.keys(PARTS)).map(buildPart));
+
+async function buildPart(name) {
   const begun = performance.now();
   // Taken before building: what changes meanwhile is built next time.
   const sources = identity(name);
-  if (!(await BUILDERS[name]())) continue;
+  if (!(await BUILDERS[name]())) return;
   markBuilt(name, sources);
   console.log(`built ${name} in ${((performance.now() - begun) / 1000).toFixed(1)} s`);
 }
 
-function buildWasm() {
-  if (runNode([join(root, "scripts", "build-wasm.mjs")]) !== 0)
-    fail("the kernels did not compile.");
+async function buildWasm() {
+  const code = await startNode([join(root, "scripts", "build-wasm.mjs")]);
+  if (code !== 0) fail("the kernels did not compile.");
   return true;
 }
 
@@ -48,6 +51,7 @@ async function buildTypeScript() {
     sourcemap: true,
     clean: false,
     logLevel: "warn",
+    inputOptions: { checks: { pluginTimings: false } },
   });
   // One file with every dependency inside, for pages without a bundler. Its depth equals that of src/kernels, so the
   // relative places of wasm/ and of the worker hold here too.
@@ -65,6 +69,7 @@ async function buildTypeScript() {
     minify: true,
     clean: false,
     logLevel: "warn",
+    inputOptions: { checks: { pluginTimings: false } },
   });
   // Threads of the wasm backend start from a plain module that no bundler may rewrite.
   for (const file of walk(source).filter((path) => path.endsWith(".mjs"))) {
@@ -80,7 +85,7 @@ async function buildTypeScript() {
   return true;
 }
 
-function buildNative() {
+async function buildNative() {
   const compiler = process.env.CC ?? "cc";
   const answer = spawnSync(compiler, ["--version"], {
     stdio: "ignore",
@@ -93,6 +98,7 @@ function buildNative() {
     );
     return false;
   }
-  if (runNode([join(native, "build.mjs")]) !== 0) fail("the native kernels did not compile.");
+  if ((await startNode([join(native, "build.mjs")])) !== 0)
+    fail("the native kernels did not compile.");
   return true;
 }

@@ -1,5 +1,5 @@
 /** What the scripts share: where things are, how to run a command, what the sources hash to. */
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { dirname, join, relative, sep } from "node:path";
@@ -42,6 +42,15 @@ export function runNode(args, { env = process.env, stdout = 2 } = {}) {
   });
   if (done.error) throw done.error;
   return done.status ?? 1;
+}
+
+/** The same beside other work. */
+export function startNode(args) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, args, { cwd: root, stdio: ["ignore", 2, "inherit"] });
+    child.on("error", reject);
+    child.on("exit", (code) => resolve(code ?? 1));
+  });
 }
 
 /** Ends the script with one line for a person. */
