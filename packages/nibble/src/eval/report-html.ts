@@ -44,26 +44,28 @@ export function compareCharts(result: CompareResult, speeds: ModelSpeed[]): [str
   const speedOf = (name: string) => speeds.find((s) => s.name === name)?.decodeTokensPerSecond;
   const measured = result.models.filter((m) => m.perplexity !== undefined);
   if (measured.length > 1) {
-    const margin = (m: (typeof measured)[number]) =>
-      1.96 * (m.nllStderr ?? 0) * (m.perplexity ?? 0);
+    const base = measured[0]?.perplexity ?? 0;
+    // The interval that counts is that of the paired difference: all models saw the same text.
+    const ratio = (name: string) =>
+      result.comparisons.find((c) => c.model === name)?.text?.perplexityRatio;
     charts.push([
       "pareto",
       paretoChart({
         title: "Size against quality",
         subtitle:
-          "Lower left is better. The staircase joins the models that no other beats in both size and perplexity; bars: 95 % interval of the perplexity itself.",
+          "Lower left is better. The staircase joins the models that no other beats in both size and perplexity; bars: 95 % interval of the difference from the baseline on this text.",
         xLabel: "bits per weight, whole file",
         yLabel: "perplexity",
         speedLabel: "decode tokens/s",
         points: measured.map((m, i) => {
           const speed = speedOf(m.name);
           const y = m.perplexity as number;
+          const between = ratio(m.name);
           return {
             name: m.name,
             x: m.bitsPerWeight,
             y,
-            low: y - margin(m),
-            high: y + margin(m),
+            ...(between ? { low: base * between.low, high: base * between.high } : {}),
             ...(speed === undefined ? {} : { speed }),
             ...(i === 0 ? { baseline: true } : {}),
           };

@@ -57,7 +57,7 @@ describe("parseSweep", () => {
     const spec = parseSweep(YAML, "s.yaml");
     expect(spec.recipes).toHaveLength(2);
     expect(spec.eval).toMatchObject({ ctx: 512, tasks: [] });
-    expect(combinations({ bits: [3, 4], g: 64, s: ["a", "b"] })).toEqual([
+    expect(combinations<string | number>({ bits: [3, 4], g: 64, s: ["a", "b"] })).toEqual([
       { bits: 3, g: 64, s: "a" },
       { bits: 3, g: 64, s: "b" },
       { bits: 4, g: 64, s: "a" },

@@ -14,12 +14,14 @@ import { recipeSchema } from "./recipe.js";
 import { run } from "./run.js";
 import { sensitivity } from "./sensitivity.js";
 import { start } from "./start.js";
+import { sweep } from "./sweep.js";
 
 export const VERBS: readonly Verb[] = [
   compress,
   evaluate,
   compare,
   sensitivity,
+  sweep,
   run,
   bench,
   inspect,
