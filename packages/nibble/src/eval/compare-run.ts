@@ -153,8 +153,6 @@ export async function compareModels(
       comparison.tasks[task.id] = compareTask(
         answers[0]?.[task.id] as TaskResult,
         answers[c + 1]?.[task.id] as TaskResult,
-        seed,
-        `${comparison.model}/${task.id}`,
       );
     }
   }

@@ -73,7 +73,7 @@ describe("compareTask", () => {
     const after = before.map((c, i) => (i < 20 && c ? false : i < 8 && !c ? true : c));
     const choices = after.map(Number);
     for (const i of [101, 103, 105]) choices[i] = 2;
-    const result = compareTask(task(before), task(after, choices), 0, "t");
+    const result = compareTask(task(before), task(after, choices));
     expect(result.mcNemar).toMatchObject({ lost: 10, gained: 4, method: "exact" });
     expect(result.flips).toBeCloseTo(14 / 200, 12);
     expect(result.changed).toBeCloseTo(17 / 200, 12);
@@ -81,7 +81,7 @@ describe("compareTask", () => {
     expect(verdict(result.delta, true)).toBe("no difference shown");
   });
   it("two models with equal accuracy may still disagree", () => {
-    const result = compareTask(task(before), task(before.map((c) => !c)), 0, "t");
+    const result = compareTask(task(before), task(before.map((c) => !c)));
     expect(result.delta.value).toBe(0);
     expect(result.flips).toBe(1);
     expect(result.mcNemar.pValue).toBeGreaterThan(0.9);
@@ -92,9 +92,7 @@ describe("compareTask", () => {
     expect(isNearChance(0.01, 0.02, 0)).toBe(false);
   });
   it("refuses unequal numbers of questions", () => {
-    expect(() => compareTask(task([true]), task([true, false]), 0, "t")).toThrow(
-      /cannot be compared/,
-    );
+    expect(() => compareTask(task([true]), task([true, false]))).toThrow(/cannot be compared/);
   });
 });
 

@@ -12,12 +12,15 @@ import {
   type McNemar,
   mcNemar,
   mean,
+  pairedProportion,
   quantiles,
 } from "./statistics.js";
 import type { TaskResult } from "./zero-shot.js";
 
-/** Targets that are drawn together by the bootstrap: neighbouring losses are not independent. */
+/** Most targets that are drawn together by the bootstrap: neighbouring losses are not independent. */
 export const BLOCK_TOKENS = 128;
+/** Short texts are cut finer: an interval from a handful of blocks would be too narrow. */
+const FEWEST_BLOCKS = 32;
 
 export interface TextComparison {
   tokens: number;
@@ -62,8 +65,9 @@ export function compareText(record: TargetRecord, seed: number, stream: string):
   if (tokens === 0 || referenceNll.length !== tokens || kl.length !== tokens) {
     throw new UsageError("a text comparison needs a reference measured on the same targets");
   }
-  const column = (values: ArrayLike<number>) => blockSums(values, BLOCK_TOKENS).sums;
-  const { counts } = blockSums(nll, BLOCK_TOKENS);
+  const block = Math.max(8, Math.min(BLOCK_TOKENS, Math.floor(tokens / FEWEST_BLOCKS)));
+  const column = (values: ArrayLike<number>) => blockSums(values, block).sums;
+  const { counts } = blockSums(nll, block);
   const mine = column(nll);
   const base = column(referenceNll);
   const draw = (
@@ -89,34 +93,25 @@ export function compareText(record: TargetRecord, seed: number, stream: string):
 }
 
 /** Compares the answers of a model and its baseline to the same questions. */
-export function compareTask(
-  baseline: TaskResult,
-  model: TaskResult,
-  seed: number,
-  stream: string,
-): TaskComparison {
+export function compareTask(baseline: TaskResult, model: TaskResult): TaskComparison {
   const n = baseline.n;
   if (model.n !== n) throw new UsageError(`${n} and ${model.n} questions cannot be compared`);
   const right = (result: TaskResult) => result.items.map((item) => item.correct);
-  const rightNorm = (result: TaskResult) => result.items.map((item) => Number(item.correctNorm));
-  const difference = (a: number[], b: number[], name: string) =>
-    bootstrap([a, b], ([x, y]) => (y as number) - (x as number), {
-      seed,
-      stream: `${stream}/${name}`,
-    });
+  const rightNorm = (result: TaskResult) => result.items.map((item) => item.correctNorm);
   const before = right(baseline);
   const after = right(model);
   const changed = baseline.items.filter((item, i) => item.choice !== model.items[i]?.choice).length;
   const test = mcNemar(before, after);
+  const norm = mcNemar(rightNorm(baseline), rightNorm(model));
   return {
     n,
     chance: baseline.chance,
     baseline: baseline.accuracy,
     model: model.accuracy,
-    delta: difference(before.map(Number), after.map(Number), "acc"),
+    delta: pairedProportion(test.lost, test.gained, n),
     ...(baseline.accuracyNorm === undefined
       ? {}
-      : { deltaNorm: difference(rightNorm(baseline), rightNorm(model), "acc-norm") }),
+      : { deltaNorm: pairedProportion(norm.lost, norm.gained, n) }),
     mcNemar: test,
     flips: (test.lost + test.gained) / n,
     changed: changed / n,

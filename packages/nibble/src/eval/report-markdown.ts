@@ -146,7 +146,7 @@ function informative(t: TaskComparison): boolean {
 
 /** How to read the columns, for somebody who meets them first. */
 export const READING: readonly string[] = [
-  "Intervals are 95 % paired bootstraps: blocks of 128 neighbouring tokens, or questions, are drawn again and again for both models together.",
+  "Intervals are 95 %. On text: paired bootstrap, blocks of neighbouring tokens are drawn again and again for both models together. On tasks: from the questions that only one of the two answers rightly (Bonett and Price).",
   "KL is KL(baseline || model) in nats a token: how much of the baseline's prediction is lost. Same first guess: share of positions where both models would pick the same token.",
   "Flips: questions that were right and are wrong now, or the other way round. Equal accuracy with many flips is not the same model.",
   "McNemar tests whether more answers were lost than gained beyond chance.",

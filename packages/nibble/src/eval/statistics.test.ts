@@ -8,6 +8,7 @@ import {
   chiSquareTail,
   mcNemar,
   mean,
+  pairedProportion,
   quantileSorted,
   quantiles,
 } from "./statistics.js";
@@ -115,6 +116,16 @@ describe("McNemar", () => {
     expect(binomialTwoSided(18, 50) / answers(32, 18).pValue).toBeGreaterThan(0.95);
     expect(binomialTwoSided(18, 50) / answers(32, 18).pValue).toBeLessThan(1.05);
     expect(binomialTwoSided(900, 2000)).toBeLessThan(1e-5);
+  });
+  it("paired proportions: an interval that holds the difference and is never a point", () => {
+    const none = pairedProportion(0, 0, 20);
+    expect(none.value).toBe(0);
+    expect(none.high).toBeCloseTo(1.96 * Math.sqrt(2 / 22 / 22), 3);
+    expect(none.low).toBeCloseTo(-none.high, 12);
+    const some = pairedProportion(30, 10, 500);
+    expect(some.value).toBeCloseTo(-0.04, 12);
+    expect(some.low).toBeLessThan(-0.04);
+    expect(some.high).toBeLessThan(0);
   });
   it("mean of nothing is 0", () => expect(mean([])).toBe(0));
 });

@@ -103,6 +103,18 @@ export function blockSums(
   return { sums, counts };
 }
 
+/**
+ * Interval of the difference of two paired proportions (after - before) from the discordant pairs: the adjusted Wald form
+ * of Bonett and Price (2012). Unlike a bootstrap it does not shrink to a point when no answer differs.
+ */
+export function pairedProportion(lost: number, gained: number, n: number): Estimate {
+  const a = (lost + 1) / (n + 2);
+  const b = (gained + 1) / (n + 2);
+  const half = 1.959963984540054 * Math.sqrt((a + b - (b - a) ** 2) / (n + 2));
+  const value = (gained - lost) / n;
+  return { value, low: Math.max(-1, b - a - half), high: Math.min(1, b - a + half) };
+}
+
 /** log n!, exact sums up to 1000, then Stirling's series (error below 1e-12). */
 function logFactorial(n: number): number {
   if (n > 1000) {
