@@ -1,18 +1,6 @@
 /* Panel 32 codes as bytes (for the integer tiles) and as floats (for the float tiles), and rows of a table. */
 #include "weights.h"
 
-#define FOR_EACH_BITS(bits, body) \
-  switch (bits) {                 \
-    case 1: body(1) break;        \
-    case 2: body(2) break;        \
-    case 3: body(3) break;        \
-    case 4: body(4) break;        \
-    case 5: body(5) break;        \
-    case 6: body(6) break;        \
-    case 7: body(7) break;        \
-    default: body(8) break;       \
-  }
-
 INLINE void unpack(int bits, const nb_panel *p, int64_t k0, int64_t k1, uint8_t *out) {
   for (int64_t base = k0 / 4; base < k1 / 4; base += 8) {
     UNROLL for (int i = 0; i < 8; i++) {
@@ -26,24 +14,10 @@ INLINE void unpack(int bits, const nb_panel *p, int64_t k0, int64_t k1, uint8_t 
 void ISA_NAME(unpack_panel)(const nb_weight *w, int64_t panel, int64_t k0, int64_t k1, uint8_t *out) {
   const nb_panel p = nb_panel_of(w, panel);
 #define BODY(b) unpack(b, &p, k0, k1, out);
-  FOR_EACH_BITS(w->bits, BODY)
+  NB_FOR_EACH_BITS(w->bits, BODY)
 #undef BODY
 }
 
-/* Lane values of a 16-entry table. */
-INLINE vf lookup16(const float *table, vi index) {
-#if PART == 16
-  vf r;
-  r.p[0] = (pf)_mm512_permutexvar_ps((__m512i)index.p[0], _mm512_loadu_ps(table));
-  return r;
-#else
-  int32_t t[16];
-  float f[16];
-  vi_store(t, index);
-  for (int l = 0; l < 16; l++) f[l] = table[t[l] & 15];
-  return v_load(f);
-#endif
-}
 /* table[index * stride + lane * step] */
 INLINE vf lookup(const float *table, vi index, int stride, int step) {
   int32_t t[16];
@@ -57,7 +31,7 @@ INLINE vf lookup(const float *table, vi index, int stride, int step) {
 INLINE void decode_gint(int bits, const nb_weight *w, int64_t panel, int64_t k0, int64_t k1, float *out) {
   const nb_panel p = nb_panel_of(w, panel);
   const int64_t g = k0 / w->group_size;
-  const int by_table = bits <= 4 && w->zero_kind == ZERO_CONST;
+  const int by_table = PART == 16 && bits <= 4 && w->zero_kind == ZERO_CONST;
   float table[16];
   for (int i = 0; i < 16; i++) table[i] = (float)i - w->zero_const;
   vf zero[2];
@@ -72,9 +46,8 @@ INLINE void decode_gint(int bits, const nb_weight *w, int64_t panel, int64_t k0,
       vi quad = nb_code_quad(bits, &p, k / 4, h);
       for (int r = 0; r < count; r++) {
         vf value;
-        if (by_table) value = lookup16(table, quad);
+        if (by_table) value = nb_lookup16(table, quad);
         else value = v_sub(vi_to_float(vi_and(quad, vi_set(255))), zero[h]);
-        if (by_table && PART != 16) value = lookup16(table, vi_and(quad, vi_set(255)));
         v_store(out + (k - k0 + r) * 32 + 16 * h, value);
         quad = vi_shift_right(quad, 8);
       }
@@ -96,7 +69,7 @@ static void decode_lut(const nb_weight *w, int64_t panel, int64_t k0, int64_t k1
         const vi index = vi_and(vi_shift_right(quad, 8 * r), vi_set(255));
         vf value;
         if (w->per_row_table) value = lookup(w->table + panel * entries * 32 + 16 * h, index, 32, 1);
-        else if (w->bits <= 4) value = lookup16(table, index);
+        else if (w->bits <= 4) value = nb_lookup16(table, index);
         else value = lookup(w->table, index, 1, 0);
         if (w->negative_scale) {
           const vf s = w->scale ? nb_scalars(w->scale, w->scale_type, w->groups, panel, g, h) : v_set(1.0f);
@@ -127,7 +100,7 @@ void ISA_NAME(decode_panel)(const nb_weight *w, int64_t panel, int64_t k0, int64
       break;
     default:
 #define BODY(b) decode_gint(b, w, panel, k0, k1, out);
-      FOR_EACH_BITS(w->bits, BODY)
+      NB_FOR_EACH_BITS(w->bits, BODY)
 #undef BODY
   }
 }

@@ -5,6 +5,7 @@
  */
 #include "epilogue.h"
 #include "float_dots.h"
+#include "int_dots.h"
 
 typedef struct {
   nb_weight w;
@@ -70,6 +71,98 @@ static const float *whole_panel(const linear *l, int64_t panel, float *room) {
   return room;
 }
 
+/* ---- one row: codes are decoded in registers, two panels at a time to hide the latency of the sums ---- */
+#if PART == 16
+
+/* Floats of sixteen codes in the low bytes of the lanes. */
+INLINE vf code_values(int by_table, const float *table, vi codes, vf zero) {
+  if (by_table) return nb_lookup16(table, codes);
+  return v_sub(vi_to_float(vi_and(codes, vi_set(255))), zero);
+}
+static vf zeros_of(const nb_weight *w, int64_t panel, int64_t g, int h) {
+  if (w->zero_kind == ZERO_INT) return vi_to_float(vi_load_u8(w->zero + (panel * w->groups + g) * 32 + 16 * h));
+  if (w->zero_kind == ZERO_FLOAT) return nb_scalars(w->zero, w->scale_type, w->groups, panel, g, h);
+  return v_set(w->zero_const);
+}
+
+#define STEP(at, r, tail)                                                                         \
+  if (!(tail) || k + (r) < k1) {                                                                \
+    const vf s = v_set(l->x[k + (at) + (r)]);                                                          \
+    a0 = v_fma(s, code_values(by_table, table, vi_shift_right(c0, 8 * (r)), z0), a0);           \
+    a1 = v_fma(s, code_values(by_table, table, vi_shift_right(c1, 8 * (r)), z1), a1);           \
+    a2 = v_fma(s, code_values(by_table, table, vi_shift_right(c2, 8 * (r)), z2), a2);           \
+    a3 = v_fma(s, code_values(by_table, table, vi_shift_right(c3, 8 * (r)), z3), a3);           \
+  }
+#define QUAD(at, tail)                                                                          \
+  {                                                                                             \
+    const vi c0 = nb_code_quad(bits, &p, (k + (at)) / 4, 0), c1 = nb_code_quad(bits, &p, (k + (at)) / 4, 1);      \
+    const vi c2 = nb_code_quad(bits, &o, (k + (at)) / 4, 0), c3 = nb_code_quad(bits, &o, (k + (at)) / 4, 1);      \
+    STEP(at, 0, tail) STEP(at, 1, tail) STEP(at, 2, tail) STEP(at, 3, tail)                                     \
+  }
+#define GROUP_END(i)                                                                            \
+  {                                                                                             \
+    const int64_t of = (i) < 2 ? panel : other;                                                 \
+    const vf s = w->scale ? nb_scalars(w->scale, w->scale_type, w->groups, of, g, (i) & 1) : v_set(1); \
+    y##i = g ? v_add(y##i, v_mul(a##i, s)) : v_mul(a##i, s);                                    \
+  }
+
+/* One row and panels `panel` and `other` (the same one where there is no second). */
+INLINE void row_of_pair(int bits, int by_table, const linear *l, const float *table, int64_t panel, int64_t other) {
+  const nb_weight *w = &l->w;
+  const nb_panel p = nb_panel_of(w, panel), o = nb_panel_of(w, other);
+  vf y0 = v_zero(), y1 = y0, y2 = y0, y3 = y0;
+  for (int64_t g = 0; g < w->groups; g++) {
+    const int64_t k0 = g * w->group_size, k1 = nb_min(w->k, k0 + w->group_size);
+    const vf z0 = zeros_of(w, panel, g, 0), z1 = zeros_of(w, panel, g, 1);
+    const vf z2 = zeros_of(w, other, g, 0), z3 = zeros_of(w, other, g, 1);
+    vf a0 = v_zero(), a1 = a0, a2 = a0, a3 = a0;
+    int64_t k = k0;
+    for (; k + 32 <= k1; k += 32) {
+      nb_prefetch(bits, &p, k / 4, 2048);
+      nb_prefetch(bits, &o, k / 4, 2048);
+      for (int64_t end = k + 32; k < end; k += 8) {
+        QUAD(0, 0)
+        QUAD(4, 0)
+      }
+      k -= 32;
+    }
+    for (; k < k1; k += 4) QUAD(0, 1)
+    GROUP_END(0) GROUP_END(1) GROUP_END(2) GROUP_END(3)
+  }
+  nb_emit(&l->out, w, panel, 0, y0, y1);
+  if (other != panel) nb_emit(&l->out, w, other, 0, y2, y3);
+}
+
+/* True when the row kernel knows the weight. */
+static int has_row_kernel(const nb_weight *w) {
+  if (w->kind == KIND_GINT) return 1;
+  return w->kind == KIND_LUT && w->bits <= 4 && !w->per_row_table && !w->negative_scale;
+}
+
+static void one_row(nb_ctx *c, const linear *l) {
+  const nb_weight *w = &l->w;
+  const int lut = w->kind == KIND_LUT;
+  const int by_table = lut || (w->bits <= 4 && w->zero_kind == ZERO_CONST);
+  float table[16];
+  for (int i = 0; i < 16; i++) table[i] = lut ? w->table[i & ((1 << w->bits) - 1)] : (float)i - w->zero_const;
+  int64_t panel, end;
+  nb_share(c, w->panels, &panel, &end);
+  for (; panel < end; panel += 2) {
+    const int64_t other = panel + 1 < end ? panel + 1 : panel;
+    if (by_table) {
+#define BODY(b) row_of_pair((b) > 4 ? 4 : (b), 1, l, table, panel, other);
+      NB_FOR_EACH_BITS(w->bits, BODY)
+#undef BODY
+    } else {
+#define BODY(b) row_of_pair(b, 0, l, table, panel, other);
+      NB_FOR_EACH_BITS(w->bits, BODY)
+#undef BODY
+    }
+  }
+}
+
+#endif
+
 NB_OP(linear_float) {
   linear l;
   l.w = nb_read_weight(c, ins[LINEAR_FLOAT_WEIGHT_W]);
@@ -78,6 +171,12 @@ NB_OP(linear_float) {
   l.ld = ins[LINEAR_FLOAT_LD_SRC];
   float *room = (float *)c->scratch;
   const int64_t rows = nb_rows(c, ins), blocks = (rows + TILE - 1) / TILE;
+#if PART == 16
+  if (rows == 1 && has_row_kernel(&l.w)) {
+    one_row(c, &l);
+    return;
+  }
+#endif
   int64_t unit, end, decoded = -1;
   const float *values = NULL;
   nb_share(c, l.w.panels * blocks, &unit, &end);

@@ -85,6 +85,34 @@ INLINE vi nb_code_quad(int bits, const nb_panel *p, int64_t q, int h) {
   return x;
 }
 
+/* Runs body(bits) with a constant. */
+#define NB_FOR_EACH_BITS(bits, body) \
+  switch (bits) {                    \
+    case 1: body(1) break;           \
+    case 2: body(2) break;           \
+    case 3: body(3) break;           \
+    case 4: body(4) break;           \
+    case 5: body(5) break;           \
+    case 6: body(6) break;           \
+    case 7: body(7) break;           \
+    default: body(8) break;          \
+  }
+
+/* Entries of a 16-entry table by the low four bits of each lane (the caller clears the others where PART < 16). */
+INLINE vf nb_lookup16(const float *table, vi index) {
+#if PART == 16
+  vf r;
+  r.p[0] = (pf)_mm512_permutexvar_ps((__m512i)index.p[0], _mm512_loadu_ps(table));
+  return r;
+#else
+  int32_t t[16];
+  float f[16];
+  vi_store(t, index);
+  for (int l = 0; l < 16; l++) f[l] = table[t[l] & 15];
+  return v_load(f);
+#endif
+}
+
 /* Scale or float zero [panels, G, 32] of sixteen channels. */
 INLINE vf nb_scalars(const uint8_t *base, int type, int64_t groups, int64_t panel, int64_t g, int h) {
   const int64_t at = (panel * groups + g) * 32 + 16 * h;
