@@ -50,6 +50,9 @@ function features() {
     activations: "Activations",
     kv: "Cache",
   };
+  const present = new Set([...methods].map(({ kind }) => kind));
+  const unnamed = [...present].find((kind) => !kinds[kind]);
+  if (unnamed) fail(`docs.mjs has no title for methods of kind "${unnamed}"`);
   const sections = Object.entries(kinds).map(([kind, title]) => {
     const rows = [...methods].filter((method) => method.kind === kind);
     return `### ${title}\n\n${markdownTable(

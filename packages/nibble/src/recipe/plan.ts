@@ -107,7 +107,11 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
     peakSolver = Math.max(peakSolver, cost.peakBytes + elements(spec) * 4);
     flops += cost.flops;
   }
-  const calibrated = assignments.some(({ method, options }) => method.needs(options).calibration);
+  const calibrated =
+    assignments.some(({ method, options }) => method.needs(options).calibration) ||
+    recipe.steps.some(
+      ({ method, options }) => method.kind === "scaling" && method.needs(options).calibration,
+    );
   const { file, samples, seqlen } = recipe.calibration;
   const tokens = calibrated ? samples * seqlen : 0;
   // Statistics and propagation: two passes over the blocks. Self-written text costs one more over the whole model.
