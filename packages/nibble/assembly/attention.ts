@@ -3,11 +3,11 @@
  * are merged in rising order. A block is up to 32 queries that share a KV head and a sequence (rows x heads of the group):
  * keys of a half-panel and values of a page are unpacked once for all of them. v1.
  *
- * Work: blocks over threads; with few blocks (decode) single (row, KV head, chunk) items over threads, whose parts are
- * merged in the same order after a barrier, so the bits do not depend on the way.
+ * Work: blocks over tickets; with few blocks (decode) single (row, KV head, chunk) items, whose parts a second phase merges
+ * in the same order, so the bits do not depend on the way.
  */
 import { openCache, positionLimit, slotLimit } from "./cache";
-import { barrier, fail, operand, place, scratch, thread, threads } from "./control";
+import { fail, operand, place, scratch, thread, threads } from "./control";
 import { rowAt } from "./elementwise";
 import {
   addValues, finishHead, loadPages, openBlock, prepareQueries, scoreKeys, softmaxChunk, chunkAcc, chunkMax, chunkSum,
@@ -112,7 +112,7 @@ function chunksOf(position: i32, window: i32): i32 {
   return (position >> 7) - (lowest(position, window) >> 7) + 1;
 }
 
-/** (row, KV head, chunk) items over threads, then merges; part number `item` belongs to all heads of the group. */
+/** First phase: (row, KV head, chunk) items; part number `item` belongs to all heads of the group. */
 function runParts(pc: usize, rows: i32): void {
   const positions = place(pc, ATTENTION_POSITIONS_AT);
   const window = operand(pc, ATTENTION_SLIDING_WINDOW);
@@ -148,11 +148,21 @@ function runParts(pc: usize, rows: i32): void {
       }
     }
   }
-  if (!barrier()) return;
+}
+
+/** Second phase: merges the parts of each head in rising chunk order. */
+function mergeParts(pc: usize, rows: i32): void {
+  const positions = place(pc, ATTENTION_POSITIONS_AT);
+  const window = operand(pc, ATTENTION_SLIDING_WINDOW);
+  const headDim = operand(pc, ATTENTION_HEAD_DIM);
+  const kvHeads = operand(pc, ATTENTION_KV_HEADS);
+  const group = operand(pc, ATTENTION_HEADS) / kvHeads;
+  const parts = place(pc, ATTENTION_PARTS_AT);
+  const bytes = partBytes(headDim);
   // Scratch: state, then the merged head.
   const acc = scratch + 64;
   let done = 0;
-  item = 0;
+  let item = 0;
   for (let m = 0; m < rows; m++) {
     const chunks = chunksOf(wordAt(positions, m), window);
     for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
@@ -173,33 +183,47 @@ function runParts(pc: usize, rows: i32): void {
   }
 }
 
-export function attention(pc: usize, program: usize, rows: i32): void {
-  openCache(program, operand(pc, ATTENTION_CACHE_C));
+/** Whether all positions and slots are in range; every ticket asks this for all rows, so that all go the same way. */
+function rowsAreValid(pc: usize, rows: i32): bool {
   const positions = place(pc, ATTENTION_POSITIONS_AT);
   const sequences = place(pc, ATTENTION_SEQUENCES_AT);
-  const window = operand(pc, ATTENTION_SLIDING_WINDOW);
-  const headDim = operand(pc, ATTENTION_HEAD_DIM);
-  const heads = operand(pc, ATTENTION_HEADS);
-  const kvHeads = operand(pc, ATTENTION_KV_HEADS);
-  const group = heads / kvHeads;
-  // Every thread checks every row: all of them must take the same way below.
-  let items = 0;
   for (let m = 0; m < rows; m++) {
-    const p = wordAt(positions, m);
-    if (<u32>p >= <u32>positionLimit() || <u32>wordAt(sequences, m) >= <u32>slotLimit()) {
-      fail();
-      return;
-    }
-    if (items < 1 << 20) items += chunksOf(p, window) * kvHeads;
+    if (<u32>wordAt(positions, m) >= <u32>positionLimit()) return false;
+    if (<u32>wordAt(sequences, m) >= <u32>slotLimit()) return false;
   }
+  return true;
+}
+
+/** Whether single chunks are dealt out: few rows, more than one chunk to see, and room for the parts. */
+function usesParts(pc: usize, rows: i32, tickets: i32): bool {
+  const kvHeads = operand(pc, ATTENTION_KV_HEADS);
+  if (tickets == 1 || rows * kvHeads >= 4 * tickets) return false;
+  const positions = place(pc, ATTENTION_POSITIONS_AT);
+  const window = operand(pc, ATTENTION_SLIDING_WINDOW);
+  let chunks = 0;
+  for (let m = 0; m < rows; m++) chunks += chunksOf(wordAt(positions, m), window);
   const partsLines = operand(pc, ATTENTION_PARTS_LINES);
-  const room = partsLines <= 0 ? 0 : ((<u64>partsLines) << 6) / ((<u64>group) * partBytes(headDim));
-  if (threads > 1 && rows * kvHeads < 4 * threads && items > rows * kvHeads && <u64>items <= room) {
-    runParts(pc, rows);
-    return;
-  }
-  const step = min<i32>(group, queryLimit(headDim));
-  const rowStep = max<i32>(1, queryLimit(headDim) / step);
+  if (chunks == rows || partsLines <= 0) return false;
+  const heads = <u64>operand(pc, ATTENTION_HEADS);
+  return <u64>chunks * heads * <u64>partBytes(operand(pc, ATTENTION_HEAD_DIM)) <= (<u64>partsLines) << 6;
+}
+
+/** Phases of the instruction in this run, after its first phase found all rows valid. */
+export function attentionPhases(pc: usize, program: usize, rows: i32, tickets: i32): i32 {
+  return usesParts(pc, rows, tickets) ? 2 : 1;
+}
+
+export function attention(pc: usize, program: usize, rows: i32, phase: i32): void {
+  openCache(program, operand(pc, ATTENTION_CACHE_C));
+  if (phase == 1) return mergeParts(pc, rows);
+  if (!rowsAreValid(pc, rows)) return fail();
+  if (usesParts(pc, rows, threads)) return runParts(pc, rows);
+  const sequences = place(pc, ATTENTION_SEQUENCES_AT);
+  const kvHeads = operand(pc, ATTENTION_KV_HEADS);
+  const group = operand(pc, ATTENTION_HEADS) / kvHeads;
+  const limit = queryLimit(operand(pc, ATTENTION_HEAD_DIM));
+  const step = min<i32>(group, limit);
+  const rowStep = max<i32>(1, limit / step);
   let item = 0;
   for (let m0 = 0; m0 < rows; ) {
     const sequence = wordAt(sequences, m0);
@@ -208,7 +232,7 @@ export function attention(pc: usize, program: usize, rows: i32): void {
     for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
       const stop = (kvHead + 1) * group;
       for (let h = kvHead * group; h < stop; h += step) {
-        // Later rows see more: dealing blocks in turn balances the threads.
+        // Later rows see more: dealing blocks in turn balances the tickets.
         if (item++ % threads == thread) runBlock(pc, m0, m1, kvHead, h, min<i32>(h + step, stop));
       }
     }

@@ -1,41 +1,44 @@
 /**
- * Control words of the arena (bytes 1024..4095), the barrier, and the split of work over threads.
+ * Control words of the arena (bytes 1024..4095) and how threads share a run.
  *
- * The last thread that reaches a barrier decides for all whether the run goes on: a thread that is already ahead may
- * report an error at any time, and threads that saw different answers would wait for each other for ever.
+ * Each phase of each instruction is cut into tickets. A thread takes the next ticket, does that share of the work, and who
+ * finishes the last ticket opens the next phase. Nobody waits for a thread that holds no ticket: one that lost its
+ * processor, or is late to the run, costs only the ticket it holds. Results do not depend on who does what: a ticket is
+ * a range of rows, panels or heads, never a part of a sum.
  */
 
 /** 0 = ok, else 1 + word index of the failing instruction. Control word 256 of the arena. */
 export const STATUS: usize = 1024;
-/** Threads that have arrived at the current barrier. */
-const ARRIVED: usize = 1216;
-/** Number of the current barrier. */
-const GENERATION: usize = 1280;
-/** Threads asleep at the barrier. */
-const SLEEPERS: usize = 1344;
-/** Copy of STATUS that all threads act upon. */
-const STOP: usize = 1408;
-/** How often a thread looks at a barrier or at the job word before it sleeps; written by the host. */
-const SPINS: usize = 1472;
+/** Byte address of the program that runs; written by the host, as STATE, WORD, PHASE and FINISHED are at start. */
+export const PROGRAM: usize = 1092;
+/** i64: generation (counts phases), u16 number of tickets or ENDED, u16 next ticket; from the high bits to the low. */
+export const STATE: usize = 1216;
+/** Word index of the current instruction, and its phase. */
+export const WORD: usize = 1280;
+export const PHASE: usize = 1284;
+/** Tickets finished in this phase. */
+export const FINISHED: usize = 1344;
+/** Threads asleep until the next phase. */
+export const SLEEPERS: usize = 1408;
+/** How often a thread looks for the next phase before it sleeps. */
+export const SPINS: usize = 1472;
+export const ENDED: i32 = 0x7fff;
 
-/** This instance's thread and its private scratch memory; set by runProgram. */
+/** The ticket being worked on, how many there are, and this thread's private scratch memory. */
 export let thread: i32 = 0;
 export let threads: i32 = 1;
 export let scratch: usize = 0;
 /** Word index of the instruction being executed. */
-export let instruction: i32 = 0;
+let instruction: i32 = 0;
 
-export function setThread(index: i32, count: i32, scratchAt: usize): void {
-  thread = index;
-  threads = count;
+export function setTicket(ticket: i32, tickets: i32, word: i32, scratchAt: usize): void {
+  thread = ticket;
+  threads = tickets;
+  instruction = word;
   scratch = scratchAt;
 }
 
-export function setInstruction(word: i32): void {
-  instruction = word;
-}
-
-/** Ends the run at the next barrier; the first error stays. */
+/** Ends the run after this phase; the first error stays. */
 export function fail(): void {
   if (ASC_FEATURE_THREADS) {
     atomic.cmpxchg<i32>(STATUS, 0, 1 + instruction);
@@ -56,34 +59,6 @@ function pause(x: f64): f64 {
   return sqrt<f64>(x + 2);
 }
 
-/** Waits for all threads. False when the run has to end. */
-export function barrier(): bool {
-  if (threads == 1) return load<i32>(STATUS) == 0;
-  if (ASC_FEATURE_THREADS) {
-    const generation = atomic.load<i32>(GENERATION);
-    if (atomic.add<i32>(ARRIVED, 1) == threads - 1) {
-      store<i32>(STOP, atomic.load<i32>(STATUS));
-      atomic.store<i32>(ARRIVED, 0);
-      atomic.store<i32>(GENERATION, generation + 1);
-      if (atomic.load<i32>(SLEEPERS) != 0) atomic.notify(GENERATION, -1);
-    } else {
-      let spins = load<i32>(SPINS);
-      let x = idle;
-      while (atomic.load<i32>(GENERATION) == generation) {
-        x = pause(x);
-        if (--spins < 0) {
-          atomic.add<i32>(SLEEPERS, 1);
-          atomic.wait<i32>(GENERATION, generation, -1);
-          atomic.sub<i32>(SLEEPERS, 1);
-        }
-      }
-      idle = x;
-    }
-    return load<i32>(STOP) == 0;
-  }
-  return true;
-}
-
 /** Looks `spins` times whether the word at `at` still holds `value`. True when it changed. */
 export function spin(at: usize, value: i32, spins: i32): bool {
   if (ASC_FEATURE_THREADS) {
@@ -95,7 +70,28 @@ export function spin(at: usize, value: i32, spins: i32): bool {
   return load<i32>(at) != value;
 }
 
-/** First of `count` items that belongs to thread t; thread t's share ends where that of t + 1 begins. */
+/** Waits until the generation is no longer `generation`: looks for a while, then sleeps. */
+export function waitForPhase(generation: i32): void {
+  if (ASC_FEATURE_THREADS) {
+    if (spin(STATE + 4, generation, load<i32>(SPINS))) return;
+    atomic.add<i32>(SLEEPERS, 1);
+    atomic.wait<i32>(STATE + 4, generation, -1);
+    atomic.sub<i32>(SLEEPERS, 1);
+  }
+}
+
+/** Opens the next phase with its tickets, or ends the run (ENDED), and wakes who sleeps. */
+export function publish(generation: i32, tickets: i32): void {
+  const state = ((<i64>(generation + 1)) << 32) | ((<i64>tickets) << 16);
+  if (ASC_FEATURE_THREADS) {
+    atomic.store<i64>(STATE, state);
+    if (atomic.load<i32>(SLEEPERS) != 0) atomic.notify(STATE + 4, -1);
+  } else {
+    store<i64>(STATE, state);
+  }
+}
+
+/** First of `count` items that belongs to ticket t; its share ends where that of t + 1 begins. */
 // @ts-ignore: decorator
 @inline
 export function shareOf(count: i32, t: i32): i32 {

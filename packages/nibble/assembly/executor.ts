@@ -1,16 +1,18 @@
 /**
- * The interpreter of flat programs (docs/engine.md, section 2). Every thread runs the same loop over the same words; after
- * each instruction all meet at a barrier.
+ * The interpreter of flat programs (docs/engine.md, section 2). Threads take tickets of the current phase of the current
+ * instruction (control.ts); who finishes the last one goes on to the next.
  */
-import { attention } from "./attention";
-import { barrier, fail, setInstruction, setThread } from "./control";
+import { attention, attentionPhases } from "./attention";
+import {
+  ENDED, FINISHED, PHASE, PROGRAM, STATE, STATUS, WORD, fail, publish, setTicket, waitForPhase,
+} from "./control";
 import { embed } from "./decode";
 import { add, columns, gatherRows, mixHeads, scatterAddRows, siluMul } from "./elementwise";
 import { gemm, linearFloat } from "./gemm-float";
 import { linearInt } from "./gemm-lowbit";
 import { hadamard } from "./hadamard";
 import { appendKv } from "./kv-append";
-import { gram, inverseFactor } from "./linalg";
+import { gram, inverseFactor, inverseFactorPhases } from "./linalg";
 import { dequantize, hadamardQuantize, quantize, rmsnorm, rmsnormQuantize } from "./norm-quantize";
 import {
   H_CODE_START, H_MAX_LOGIT_ROWS, H_MAX_ROWS, H_SCRATCH_AT, H_SCRATCH_LINES,
@@ -28,7 +30,7 @@ function header(program: usize, field: i32): i32 {
 }
 
 /** Executes one instruction. Unknown opcodes cannot occur: the host validated the program. */
-function execute(op: i32, pc: usize, program: usize, rows: i32, maxRows: i32): void {
+function execute(op: i32, pc: usize, program: usize, rows: i32, maxRows: i32, phase: i32): void {
   switch (op) {
     case OP_EMBED: return embed(pc, program, rows);
     case OP_RMSNORM: return rmsnorm(pc, rows);
@@ -43,7 +45,7 @@ function execute(op: i32, pc: usize, program: usize, rows: i32, maxRows: i32): v
     case OP_SILU_MUL: return siluMul(pc, rows);
     case OP_ADD: return add(pc, rows);
     case OP_APPEND_KV: return appendKv(pc, program, rows);
-    case OP_ATTENTION: return attention(pc, program, rows);
+    case OP_ATTENTION: return attention(pc, program, rows, phase);
     case OP_GATHER_ROWS: return gatherRows(pc, rows, maxRows);
     case OP_SCATTER_ADD_ROWS: return scatterAddRows(pc, rows, maxRows);
     case OP_ROUTE: return route(pc, rows);
@@ -53,46 +55,94 @@ function execute(op: i32, pc: usize, program: usize, rows: i32, maxRows: i32): v
     case OP_GRAM: return gram(pc, rows);
     case OP_ABS_STATS: return absStats(pc, rows);
     case OP_GEMM: return gemm(pc, rows);
-    case OP_INVERSE_FACTOR: return inverseFactor(pc);
+    case OP_INVERSE_FACTOR: return inverseFactor(pc, phase);
     case OP_DEQUANTIZE: return dequantize(pc, rows);
     default: return fail();
   }
 }
 
-/**
- * Runs the program at byte address `program` as thread `thread` of `threads`. All threads must call it. The host clears the
- * status word before the run and reads it afterwards.
- */
-export function runProgram(program: usize, thread: i32, threads: i32): void {
+/** Rows the instruction handles in this run, -1 when the register is out of range. */
+function rowsOf(program: usize, pc: usize): i32 {
+  if (load<i32>(pc) == OP_INVERSE_FACTOR) return 1;
+  const register = load<i32>(pc, 8);
+  const limit = header(program, register >= 1 && register <= 15 ? H_MAX_LOGIT_ROWS : H_MAX_ROWS);
+  const rows = load<i32>((<usize>register) << 2);
+  return <u32>rows > <u32>limit ? -1 : rows;
+}
+
+/** Phases of an instruction: what stands in one phase is complete before the next begins. */
+function phasesOf(program: usize, pc: usize, rows: i32, tickets: i32): i32 {
+  const op = load<i32>(pc);
+  if (op == OP_ATTENTION) return attentionPhases(pc, program, rows, tickets);
+  return op == OP_INVERSE_FACTOR ? inverseFactorPhases(pc) : 1;
+}
+
+/** Many rows are cut finer than the number of threads: the end of a phase then waits less for the slowest. */
+// @ts-ignore: decorator
+@inline
+function ticketsOf(rows: i32, workers: i32): i32 {
+  return workers > 1 && rows >= 32 ? workers * 4 : workers;
+}
+
+/** Does one ticket. */
+function work(program: usize, word: i32, phase: i32, ticket: i32, tickets: i32, worker: i32): void {
+  const pc = program + ((<usize>word) << 2);
   const scratchBytes = (<usize>header(program, H_SCRATCH_LINES)) << 6;
-  setThread(thread, threads, ((<usize>header(program, H_SCRATCH_AT)) << 6) + <usize>thread * scratchBytes);
-  const maxRows = header(program, H_MAX_ROWS);
-  const maxLogitRows = header(program, H_MAX_LOGIT_ROWS);
-  let word = header(program, H_CODE_START);
+  setTicket(ticket, tickets, word, ((<usize>header(program, H_SCRATCH_AT)) << 6) + <usize>worker * scratchBytes);
+  const rows = rowsOf(program, pc);
+  if (rows < 0) fail();
+  else if (rows > 0) execute(load<i32>(pc), pc, program, rows, header(program, H_MAX_ROWS), phase);
+}
+
+/** Opens the phase after a finished one. True when the program is at its end, or a ticket has failed. */
+function advance(program: usize, word: i32, phase: i32, generation: i32, tickets: i32, workers: i32): bool {
+  let pc = program + ((<usize>word) << 2);
+  let next = word;
+  let ended = ASC_FEATURE_THREADS ? atomic.load<i32>(STATUS) != 0 : load<i32>(STATUS) != 0;
+  if (!ended) {
+    const rows = rowsOf(program, pc);
+    phase++;
+    if (rows == 0 || phase >= phasesOf(program, pc, rows, tickets)) {
+      phase = 0;
+      do {
+        next += load<i32>(pc, 4);
+        pc = program + ((<usize>next) << 2);
+        ended = load<i32>(pc) == 0;
+      } while (!ended && rowsOf(program, pc) == 0);
+      if (!ended) tickets = ticketsOf(rowsOf(program, pc), workers);
+    }
+  }
+  store<i32>(WORD, next);
+  store<i32>(PHASE, phase);
+  store<i32>(FINISHED, 0);
+  publish(generation, ended ? ENDED : tickets);
+  return ended;
+}
+
+/**
+ * Works on the run described by the control words, as thread `worker` of `workers`, until it has ended. True when this
+ * thread ended it. A thread may come late, leave, and come again: the program is read with each ticket.
+ */
+export function runTickets(worker: i32, workers: i32): bool {
   while (true) {
-    const pc = program + ((<usize>word) << 2);
-    const op = load<i32>(pc);
-    if (op == 0) {
-      // Skipped instructions have no barrier. Without this one thread 0 could report the end, and the host change
-      // registers, while another thread has still to read that a register holds 0 rows.
-      barrier();
-      return;
+    const state = ASC_FEATURE_THREADS ? atomic.load<i64>(STATE) : load<i64>(STATE);
+    const ticket = <i32>state & 0xffff;
+    const tickets = (<i32>state) >>> 16;
+    const generation = <i32>(state >> 32);
+    if (tickets == ENDED) return false;
+    if (ticket == tickets) {
+      waitForPhase(generation);
+      continue;
     }
-    setInstruction(word);
-    let rows = 1;
-    if (op != OP_INVERSE_FACTOR) {
-      const register = load<i32>(pc, 8);
-      const limit = register >= 1 && register <= 15 ? maxLogitRows : maxRows;
-      rows = load<i32>((<usize>register) << 2);
-      if (<u32>rows > <u32>limit) {
-        fail();
-        rows = -1;
-      }
+    const program = <usize>load<u32>(PROGRAM);
+    const word = load<i32>(WORD);
+    const phase = load<i32>(PHASE);
+    if (ASC_FEATURE_THREADS) {
+      // What was read above belongs to this generation: the exchange fails when there is a newer one.
+      if (atomic.cmpxchg<i64>(STATE, state, state + 1) != state) continue;
     }
-    if (rows != 0) {
-      if (rows > 0) execute(op, pc, program, rows, maxRows);
-      if (!barrier()) return;
-    }
-    word += load<i32>(pc, 4);
+    work(program, word, phase, ticket, tickets, worker);
+    const last = ASC_FEATURE_THREADS ? atomic.add<i32>(FINISHED, 1) == tickets - 1 : true;
+    if (last && advance(program, word, phase, generation, tickets, workers)) return true;
   }
 }

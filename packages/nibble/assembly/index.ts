@@ -1,3 +1,3 @@
 /** Exports of the kernels' WebAssembly module. `packages/nibble/src/kernels/wasm.ts` is the only user. */
 export { spin } from "./control";
-export { runProgram } from "./executor";
+export { runTickets } from "./executor";

@@ -7,7 +7,7 @@
  * inverseFactor: H = R R^T with R upper triangular, blocks of 64 columns from the last to the first (diagonal block, rows
  * above it, trailing update), then U = R^-1 row by row; U^T U = inverse(H).
  */
-import { barrier, operand, place, scratch, shareOf, thread, threads } from "./control";
+import { operand, place, scratch, shareOf, thread, threads } from "./control";
 import { rowAt } from "./elementwise";
 import { madd64 } from "./math";
 import {
@@ -320,30 +320,39 @@ function eliminate(h: usize, n: i32, k: i32, k1: i32, count: i32): void {
   }
 }
 
-export function inverseFactor(pc: usize): void {
+/** Three phases for each block of columns (diagonal, rows above it, trailing update), then the inversion. */
+export function inverseFactorPhases(pc: usize): i32 {
+  return 3 * ((operand(pc, INVERSE_FACTOR_SIZE) + BLOCK - 1) / BLOCK) + 1;
+}
+
+export function inverseFactor(pc: usize, phase: i32): void {
   const n = operand(pc, INVERSE_FACTOR_SIZE);
   const h = place(pc, INVERSE_FACTOR_HESSIAN_AT);
   const status = place(pc, INVERSE_FACTOR_STATUS_AT);
-  if (thread == 0) store<i32>(status, 0);
-  for (let j1 = n; j1 > 0; j1 -= BLOCK) {
-    const j0 = max<i32>(0, j1 - BLOCK);
+  if (phase == 0) {
+    if (thread == 0) store<i32>(status, 0);
+  } else if (load<i32>(status) != 0) {
+    return;
+  }
+  const j1 = n - (phase / 3) * BLOCK;
+  if (j1 <= 0) {
+    // Each block of rows passes over all of R: as many rows as scratch holds, up to 16.
+    const rows = max<i32>(1, min<i32>(16, (384 * 1024) / (n << 3)));
+    const factor = place(pc, INVERSE_FACTOR_FACTOR_AT);
+    for (let i = thread * rows; i < n; i += threads * rows) invertRows(h, n, i, min<i32>(rows, n - i), factor);
+    return;
+  }
+  const j0 = max<i32>(0, j1 - BLOCK);
+  if (phase % 3 == 0) {
     if (thread == 0) {
       const failed = factorDiagonal(h, n, j0, j1);
       if (failed != 0) store<i32>(status, failed);
     }
-    if (!barrier()) return;
-    if (load<i32>(status) != 0) return;
+  } else if (phase % 3 == 1) {
     const end = shareOf(j0, thread + 1);
     for (let i = shareOf(j0, thread); i < end; i++) solveRow(h, n, i, j0, j1);
-    if (!barrier()) return;
-    // Row i has j0 - i columns to update; dealing pairs of rows in turn balances the threads.
-    for (let i = thread << 1; i < j0; i += threads << 1) {
-      trailingRows(h, n, i, i + 1 < j0, j0, j1 - j0);
-    }
-    if (!barrier()) return;
+  } else {
+    // Row i has j0 - i columns to update; dealing pairs of rows in turn balances the tickets.
+    for (let i = thread << 1; i < j0; i += threads << 1) trailingRows(h, n, i, i + 1 < j0, j0, j1 - j0);
   }
-  // Each block of rows passes over all of R: as many rows as scratch holds, up to 16.
-  const rows = max<i32>(1, min<i32>(16, (384 * 1024) / (n << 3)));
-  const factor = place(pc, INVERSE_FACTOR_FACTOR_AT);
-  for (let i = thread * rows; i < n; i += threads * rows) invertRows(h, n, i, min<i32>(rows, n - i), factor);
 }

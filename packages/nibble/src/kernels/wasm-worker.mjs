@@ -1,14 +1,12 @@
 /**
- * One thread of the wasm backend: waits for runs posted in the control words of the shared arena and executes them. Plain
+ * One thread of the wasm backend: waits for runs posted in the control words of the shared arena and helps with them. Plain
  * JavaScript without imports, so that it starts as it stands in node:worker_threads and in a browser's module Worker.
  * The first message brings { module, memory, thread, threads, spins, words }; after that the thread never returns to its
  * event loop until it is told to end (program 0).
  */
-
-/** Looks for a job for about 100 us before sleeping. */
 function serve({ module, memory, thread, threads, spins, words }, post) {
   const control = new Int32Array(memory.buffer, 0, 1024);
-  const { runProgram, spin } = new WebAssembly.Instance(module, { env: { memory } }).exports;
+  const { runTickets, spin } = new WebAssembly.Instance(module, { env: { memory } }).exports;
   let job = 0;
   post({ ready: thread });
   for (;;) {
@@ -16,21 +14,22 @@ function serve({ module, memory, thread, threads, spins, words }, post) {
     const next = Atomics.load(control, words.job);
     if (next === job) continue;
     job = next;
-    const program = Atomics.load(control, words.program);
-    if (program === 0) return;
+    if (Atomics.load(control, words.program) === 0) return;
     let failure = null;
+    let ended = 0;
     try {
-      runProgram(program, thread, threads);
+      ended = runTickets(thread, threads);
     } catch (error) {
       failure = String(error);
       Atomics.store(control, words.fault, 1);
     }
-    if (thread === 0 || failure !== null) {
-      Atomics.store(control, words.done, job);
-      Atomics.notify(control, words.done);
-      if (failure !== null || Atomics.load(control, words.messages) !== 0)
-        post({ done: job, failure });
-    }
+    if (ended === 0 && failure === null) continue;
+    // This thread finished the run, or broke it. It may have woken for another one: the number is in the words.
+    const run = Atomics.load(control, words.run);
+    Atomics.store(control, words.done, run);
+    Atomics.notify(control, words.done);
+    if (failure !== null || Atomics.load(control, words.messages) !== 0)
+      post({ done: run, failure });
     if (failure !== null) return;
   }
 }

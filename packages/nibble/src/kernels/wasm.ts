@@ -2,12 +2,12 @@
  * The wasm backend: AssemblyScript kernels over one WebAssembly.Memory, in workers where memory can be shared, else on the
  * calling thread. Arena byte i is memory byte i; programs are copied into a region behind the arena.
  *
- * A run is posted through control words of the arena: workers spin about 100 us on the job number, then sleep; thread 0
- * announces the end. No message is sent per run unless the environment lacks Atomics.waitAsync.
+ * A run is posted through control words of the arena: workers spin about 100 us on the job number, then sleep; who finishes
+ * the last piece of work announces the end. No message is sent per run unless the environment lacks Atomics.waitAsync.
  */
 import { BackendError } from "../core/errors.js";
 import type { Backend, BackendStatus, Engine, EngineOptions, LoadedProgram } from "./contract.js";
-import { CONTROL_BYTES } from "./ops.js";
+import { CONTROL_BYTES, HEADER } from "./ops.js";
 import { probeArenaBytes, probeEngine } from "./probe.js";
 import { runFault, validateProgram } from "./validate.js";
 import {
@@ -21,31 +21,27 @@ import {
 
 export { setWasmSource, type WasmBinary, type WasmSource } from "./wasm-binaries.js";
 
-/** Control words (i32 index). 256 is the status of docs/engine.md; assembly/control.ts uses bytes 1216..1475. */
+/** Control words (i32 index): 256 is the status of docs/engine.md, the others are those of assembly/control.ts. */
 const WORDS = {
-  status: 256,
-  job: 272,
-  program: 273,
-  done: 288,
-  fault: 304,
-  messages: 305,
-  spins: 368,
+  ...{ status: 256, job: 272, program: 273, done: 288, fault: 289, messages: 290, run: 291 },
+  ...{ state: 304, word: 320, phase: 321, finished: 336, spins: 368 },
 };
 const WASM_PAGE = 65536;
 const MAX_BYTES = 65536 * WASM_PAGE;
 /** Room for the words of all loaded programs. */
 const PROGRAM_BYTES = 8 * 1024 * 1024;
 /**
- * Looks (about 5 ns each) at a barrier before a thread sleeps. Ops keep threads waiting a few microseconds for each other;
- * who waits 150 us waits for a thread without a processor, and lets it have this one. Less when threads share processors.
+ * Looks (about 5 ns each) for the next phase before a thread sleeps. Ops keep threads waiting a few microseconds for each
+ * other; who waits 150 us waits for a thread without a processor, and lets it have this one. Less when threads share
+ * processors.
  */
-const BARRIER_SPINS = 30_000;
+const PHASE_SPINS = 30_000;
 const CROWDED_SPINS = 500;
 /** Looks for the next job before a thread sleeps: about 100 us. */
 const JOB_SPINS = 20_000;
 
 interface Exports {
-  runProgram(program: number, thread: number, threads: number): void;
+  runTickets(worker: number, workers: number): number;
 }
 
 /** First-fit places for program words behind the arena. */
@@ -117,8 +113,11 @@ abstract class WasmEngine implements Engine {
   readonly backend = "wasm";
   readonly #arenaBytes: number;
   readonly #region: ProgramRegion;
+  readonly #state: BigInt64Array;
   protected readonly control: Int32Array;
   protected disposed = false;
+  /** Number of the current or last run. */
+  protected runs = 0;
   protected running = false;
 
   constructor(
@@ -129,6 +128,7 @@ abstract class WasmEngine implements Engine {
   ) {
     this.#arenaBytes = arenaBytes;
     this.control = new Int32Array(wasmMemory.buffer, 0, CONTROL_BYTES / 4);
+    this.#state = new BigInt64Array(wasmMemory.buffer, WORDS.state * 4, 1);
     this.#region = new ProgramRegion(Math.ceil(arenaBytes / 64) * 64, wasmMemory.buffer.byteLength);
   }
 
@@ -154,7 +154,18 @@ abstract class WasmEngine implements Engine {
     }
     if (program.disposed) throw new BackendError("the program was disposed");
     this.running = true;
-    this.control[WORDS.status] = 0;
+    const { control } = this;
+    control[WORDS.status] = 0;
+    control[WORDS.program] = program.at;
+    control[WORDS.word] = program.words[HEADER.indexOf("codeStart")];
+    control[WORDS.phase] = 0;
+    this.runs = (this.runs + 1) | 0;
+    control[WORDS.run] = this.runs;
+    control[WORDS.finished] = 0;
+    // The next generation, as many tickets as threads, the first one free. From here on, threads that have not yet left
+    // the last run may work on this one.
+    const generation = (Atomics.load(this.#state, 0) >> 32n) + 1n;
+    Atomics.store(this.#state, 0, (generation << 32n) | BigInt(this.threads << 16));
     return program;
   }
 
@@ -186,7 +197,7 @@ class CallerEngine extends WasmEngine {
   runSync(program: LoadedProgram): void {
     const loaded = this.begin(program);
     try {
-      this.#exports.runProgram(loaded.at, 0, 1);
+      this.#exports.runTickets(0, 1);
       this.finish(loaded);
     } finally {
       this.running = false;
@@ -210,7 +221,6 @@ const waitAsync = (Atomics as unknown as { waitAsync?: WaitAsync }).waitAsync;
 class WorkerEngine extends WasmEngine {
   #threads: Thread[] = [];
   #failure: Error | null = null;
-  #job = 0;
   /** Wakes the run that waits for a message (no waitAsync), or whoever waits when a thread dies. */
   #wake: (() => void) | null = null;
 
@@ -222,7 +232,7 @@ class WorkerEngine extends WasmEngine {
     const engine = new WorkerEngine(variant, threads, createMemory(arenaBytes, true), arenaBytes);
     engine.control[WORDS.messages] = waitAsync ? 0 : 1;
     const crowded = threads > (await processorCount());
-    engine.control[WORDS.spins] = crowded ? CROWDED_SPINS : BARRIER_SPINS;
+    engine.control[WORDS.spins] = crowded ? CROWDED_SPINS : PHASE_SPINS;
     try {
       await engine.#start(module, crowded ? 0 : JOB_SPINS);
     } catch (error) {
@@ -260,23 +270,20 @@ class WorkerEngine extends WasmEngine {
     this.#wake?.();
   }
 
-  /** Posts a run; the result is its number. */
-  #post(program: number): number {
-    Atomics.store(this.control, WORDS.program, program);
-    this.#job = (this.#job + 1) | 0;
-    Atomics.store(this.control, WORDS.job, this.#job);
+  /** Wakes the threads. */
+  #wakeThreads(): void {
+    Atomics.add(this.control, WORDS.job, 1);
     Atomics.notify(this.control, WORDS.job);
-    return this.#job;
   }
 
-  #done(job: number): boolean {
-    return this.#failure !== null || Atomics.load(this.control, WORDS.done) === job;
+  #done(): boolean {
+    return this.#failure !== null || Atomics.load(this.control, WORDS.done) === this.runs;
   }
 
   #end(program: WasmProgram): void {
     this.running = false;
     if (this.#failure !== null || this.control[WORDS.fault] !== 0) {
-      // The other threads wait at a barrier for ever: this engine cannot be used again.
+      // The ticket of the dead thread is never finished: this engine cannot be used again.
       this.disposed = true;
       void this.dispose();
       throw new BackendError(
@@ -292,13 +299,12 @@ class WorkerEngine extends WasmEngine {
     const loaded = this.begin(program);
     // A pending wait does not keep Node alive, a referenced worker does.
     this.#threads[0].keepAlive(true);
-    const last = this.#job;
     const woken = new Promise<void>((resolve) => {
       this.#wake = resolve;
     });
-    const job = this.#post(loaded.at);
-    while (!this.#done(job)) {
-      const wait = waitAsync?.(this.control, WORDS.done, last);
+    this.#wakeThreads();
+    while (!this.#done()) {
+      const wait = waitAsync?.(this.control, WORDS.done, (this.runs - 1) | 0);
       if (!wait) await woken;
       else if (wait.async) await Promise.race([wait.value, woken]);
     }
@@ -309,10 +315,9 @@ class WorkerEngine extends WasmEngine {
 
   runSync(program: LoadedProgram): void {
     const loaded = this.begin(program);
-    const last = this.#job;
-    const job = this.#post(loaded.at);
+    this.#wakeThreads();
     try {
-      while (!this.#done(job)) Atomics.wait(this.control, WORDS.done, last);
+      while (!this.#done()) Atomics.wait(this.control, WORDS.done, (this.runs - 1) | 0);
     } catch (cause) {
       // The posted run goes on; this thread may not wait for it.
       void this.dispose();
@@ -329,7 +334,10 @@ class WorkerEngine extends WasmEngine {
     this.disposed = true;
     const threads = this.#threads;
     this.#threads = [];
-    if (!this.running && this.#failure === null) this.#post(0);
+    if (!this.running && this.#failure === null) {
+      this.control[WORDS.program] = 0;
+      this.#wakeThreads();
+    }
     await Promise.all(threads.map((thread) => thread.terminate()));
   }
 }
