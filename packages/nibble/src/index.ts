@@ -19,8 +19,10 @@ export {
   type PerplexityOptions,
   type PerplexityResult,
 } from "./eval/perplexity.js";
+export { defineTask, type TaskItem, type TaskMetric } from "./eval/tasks/index.js";
 export type { Backend, BackendId, BackendStatus, Engine } from "./kernels/contract.js";
 export { selectBackend } from "./kernels/select.js";
+export { cacheBitsPerElement, cacheBytes } from "./kv/cache.js";
 export { KV_PRESET_NAMES, kvPreset } from "./kv/presets.js";
 export { defineMethod, type Method } from "./methods/contract.js";
 export { methods } from "./methods/index.js";
