@@ -93,7 +93,7 @@ class StagedLinalg implements KernelLinalg {
     const { rows, cols, inner, a, b, c, transA = false, transB = false } = call;
     if (rows === 0 || cols === 0) return;
     const arena = this.#arena;
-    const free = this.#engine.memory.byteLength - this.#start * 64 - SLACK_BYTES;
+    const free = (this.#arenaLines - this.#start) * 64 - SLACK_BYTES;
     const band = Math.min(rows, Math.floor((free - 4 * inner * cols) / (4 * (inner + cols))));
     if (band < 1) {
       throw new ResourceError(
