@@ -25,6 +25,7 @@ const KERNELS = [
   "append_kv",
   "attention",
   "decode",
+  "exact_tile",
   "float_tile",
   "gemm",
   "hadamard",

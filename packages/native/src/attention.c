@@ -193,7 +193,7 @@ static void page_scores(const task *t, room *r, int64_t queries, const uint8_t *
                 t->head_dim / 4, dots);
     } else {
       memset(sums, 0, sizeof sums);
-      ISA_NAME(float_tile)((int)count, (const float *)(r->query + q0 * t->ld_query), t->ld_query / 4, 1, decoded,
+      ISA_NAME(exact_tile)((int)count, (const float *)(r->query + q0 * t->ld_query), t->ld_query / 4, 1, decoded,
                            decoded + t->head_dim * 16, 16, t->head_dim, sums);
     }
     for (int64_t m = 0; m < count; m++) {
@@ -342,10 +342,10 @@ INLINE void value_quad(int codec, const uint8_t *values, int64_t head_dim, int64
 #define ADD_FEW(q)                               \
   {                                              \
     const vf w = v_set(weights[(q) * CHUNK + t]); \
-    a##q = v_fma(w, v[0], a##q);                 \
-    b##q = v_fma(w, v[1], b##q);                 \
-    c##q = v_fma(w, v[2], c##q);                 \
-    d##q = v_fma(w, v[3], d##q);                 \
+    a##q = v_add(a##q, v_mul(w, v[0])); \
+    b##q = v_add(b##q, v_mul(w, v[1])); \
+    c##q = v_add(c##q, v_mul(w, v[2])); \
+    d##q = v_add(d##q, v_mul(w, v[3])); \
   }
 #define STORE_FEW(q)                             \
   v_store(out + (q) * head_dim + dim, a##q);      \
@@ -440,7 +440,7 @@ static int attend_chunk(const task *t, room *r, head_block b, int64_t m0, int64_
         float acc[12 * 32];
         memset(acc, 0, (size_t)count * 128);
         const float *v = r->decoded + from * t->padded + d, *weights = r->scores + q0 * CHUNK + from;
-        ISA_NAME(float_tile)((int)count, weights, CHUNK, 1, v, v + 16, t->padded, to - from + 1, acc);
+        ISA_NAME(exact_tile)((int)count, weights, CHUNK, 1, v, v + 16, t->padded, to - from + 1, acc);
         for (int64_t m = 0; m < count; m++) {
           for (int h = 0; h < 2 && d + 16 * h < t->head_dim; h++) {
             take_sums(t, r, q0 + m, d + 16 * h, v_load(acc + m * 32 + 16 * h), parts, int_values);

@@ -27,6 +27,9 @@
  */
 void ISA_NAME(float_tile)(int M, const float *x, int64_t row, int64_t step, const float *b0, const float *b1,
                           int64_t ldb, int64_t count, float *acc);
+/* The same with a multiplication and an addition, each rounded. */
+void ISA_NAME(exact_tile)(int M, const float *x, int64_t row, int64_t step, const float *b0, const float *b1,
+                          int64_t ldb, int64_t count, float *acc);
 #endif
 
 #endif

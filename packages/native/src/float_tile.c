@@ -1,6 +1,17 @@
-/* The f32 tiles of float_dots.h, instantiated for every number of rows. */
+/*
+ * The f32 tiles of float_dots.h, instantiated for every number of rows: with fma where the machine has it, and (compiled
+ * once more by exact_tile.c) with two roundings, for attention, whose results are equal on every backend.
+ */
 #include "kernels.h"
 #include "float_dots.h"
+
+#ifdef EXACT_TILE
+#define TILE_NAME ISA_NAME(exact_tile)
+#define MULTIPLY_ADD(a, b, c) v_add(c, v_mul(a, b))
+#else
+#define TILE_NAME ISA_NAME(float_tile)
+#define MULTIPLY_ADD(a, b, c) v_fma(a, b, c)
+#endif
 
 #define LOAD_ONE(m) vf a##m = v_load(acc + (m) * 32);
 #define LOAD_TWO(m) vf a##m = v_load(acc + (m) * 32), c##m = v_load(acc + (m) * 32 + 16);
@@ -9,12 +20,12 @@
   v_store(acc + (m) * 32, a##m);  \
   v_store(acc + (m) * 32 + 16, c##m);
 #define X(m) (((m) < 3 ? x0 : (m) < 6 ? x1 : (m) < 9 ? x2 : x3)[((m) % 3) * row])
-#define FMA_ONE(m) a##m = v_fma(v_set(X(m)), w0, a##m);
+#define FMA_ONE(m) a##m = MULTIPLY_ADD(v_set(X(m)), w0, a##m);
 #define FMA_TWO(m)            \
   {                           \
     const vf s = v_set(X(m)); \
-    a##m = v_fma(s, w0, a##m); \
-    c##m = v_fma(s, w1, c##m); \
+    a##m = MULTIPLY_ADD(s, w0, a##m); \
+    c##m = MULTIPLY_ADD(s, w1, c##m); \
   }
 
 #define BODY(M, HALVES, b0, b1, acc_)                                                                                 \
@@ -50,7 +61,7 @@ TILE(3) TILE(4) TILE(5) TILE(6)
 TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
 #endif
 
-void ISA_NAME(float_tile)(int M, const float *x, int64_t row, int64_t step, const float *b0, const float *b1,
+void TILE_NAME(int M, const float *x, int64_t row, int64_t step, const float *b0, const float *b1,
                           int64_t ldb, int64_t count, float *acc) {
   while (M > 0) {
     const int now = M < FLOAT_TILE ? M : FLOAT_TILE;

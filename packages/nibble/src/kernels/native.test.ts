@@ -37,7 +37,7 @@ for (const variant of variants ?? []) {
       expect(status).toEqual({ id: "native", variant, available: true, notices: [] });
     });
     conformanceSuite(() => makeNativeBackend(variant), {
-      exactAttention: false,
+      exactAttention: true,
       programs: variant === variants?.[0] ? 60 : 24,
     });
   });
