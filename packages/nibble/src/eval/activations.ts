@@ -13,7 +13,7 @@ import type { Model } from "../model/model.js";
 import { SITES, type Site } from "../model/roles.js";
 import { BlockRunner } from "../observers/block-runner.js";
 import { loadModel } from "../runtime/load-model.js";
-import { mean, quantiles } from "./statistics.js";
+import { mean } from "./statistics.js";
 
 export interface SiteActivations {
   site: Site;
@@ -142,23 +142,4 @@ export async function beforeAndAfter(
     before: before.get(layer) ?? [],
     after: after.get(layer) ?? [],
   }));
-}
-
-/** The layer among some whose attention input has the largest peaks: where the picture is clearest. */
-export function mostOutlying(
-  candidates: readonly { layer: number; activations: SiteActivations[] }[],
-): number {
-  const peak = (list: SiteActivations[]) => outlierFacts(list[0] as SiteActivations).peakToRms;
-  const best = candidates.reduce((a, b) => (peak(b.activations) > peak(a.activations) ? b : a));
-  return best.layer;
-}
-
-/** Median over the columns of |value| of each column's largest entry: what an ordinary channel reaches. */
-export function ordinaryPeak({ values, rows, width }: SiteActivations): number {
-  const tops = new Float64Array(width);
-  for (let i = 0; i < rows * width; i++) {
-    const c = i % width;
-    tops[c] = Math.max(tops[c] as number, Math.abs(values[i] as number));
-  }
-  return quantiles(tops, [0.5])[0] as number;
 }

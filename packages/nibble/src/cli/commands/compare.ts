@@ -1,10 +1,10 @@
 /** `nibble compare`: models against a baseline on the same text and questions, with intervals; JSON, Markdown, HTML. */
 import { execFile } from "node:child_process";
-import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import { writeFileAtomic } from "../../core/atomic-write.js";
 import { UsageError } from "../../core/errors.js";
+import { readTextFile } from "../../core/text-file.js";
 import {
   commaList,
   defined,
@@ -108,7 +108,7 @@ export const compare = defineVerb<Options>({
       fetchDataset: (dataset, file) => fetchDatasetFile(dataset, file, { signal }),
       ...(options.ppl === undefined
         ? {}
-        : { text: { content: await readFile(options.ppl, "utf8"), file: basename(options.ppl) } }),
+        : { text: { content: await readTextFile(options.ppl), file: basename(options.ppl) } }),
       ...(options.speed ? { measureSpeed: (model) => benchInChild(model, options, signal) } : {}),
       ...defined({
         threads: options.threads,

@@ -21,5 +21,3 @@ export const tasks = new Registry<Task>("task")
   .add(socialIqa)
   .add(boolq)
   .add(lambada);
-
-export { defineTask, type Task, type TaskItem, type TaskMetric } from "./task.js";
