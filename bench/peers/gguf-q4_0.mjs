@@ -2,10 +2,7 @@
 // rows that K-quants do not divide), made from any GGUF with nibble's reader and writer.
 import { existsSync } from "node:fs";
 import { rename, writeFile } from "node:fs/promises";
-import { fileSource } from "../../packages/nibble/dist/core/file-source.js";
-import { quantizeGgml } from "../../packages/nibble/dist/formats/ggml-quantize.js";
-import { openGguf } from "../../packages/nibble/dist/formats/gguf.js";
-import { writeGguf } from "../../packages/nibble/dist/formats/gguf-write.js";
+import { fileSource, openGguf, quantizeGgml, writeGguf } from "../../packages/nibble/dist/index.js";
 
 /** Writes `to` unless it exists. */
 export async function makeQ40(from, to) {

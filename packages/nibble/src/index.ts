@@ -11,6 +11,7 @@ export {
   ResourceError,
   UsageError,
 } from "./core/errors.js";
+export { fileSource } from "./core/file-source.js";
 export type { OnProgress, ProgressEvent } from "./core/progress.js";
 export { VERSION as version } from "./core/version.js";
 export {
@@ -20,6 +21,9 @@ export {
   type PerplexityResult,
 } from "./eval/perplexity.js";
 export { defineTask, type TaskItem, type TaskMetric } from "./eval/tasks/index.js";
+export { quantizeGgml } from "./formats/ggml-quantize.js";
+export { openGguf } from "./formats/gguf.js";
+export { writeGguf } from "./formats/gguf-write.js";
 export type { Backend, BackendId, BackendStatus, Engine } from "./kernels/contract.js";
 export { selectBackend } from "./kernels/select.js";
 export { cacheBitsPerElement, cacheBytes } from "./kv/cache.js";
