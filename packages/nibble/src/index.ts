@@ -20,7 +20,7 @@ export {
   type PerplexityOptions,
   type PerplexityResult,
 } from "./eval/perplexity.js";
-export { defineTask, type TaskItem, type TaskMetric } from "./eval/tasks/index.js";
+export { defineTask, type TaskItem, type TaskMetric } from "./eval/tasks/task.js";
 export { quantizeGgml } from "./formats/ggml-quantize.js";
 export { openGguf } from "./formats/gguf.js";
 export { writeGguf } from "./formats/gguf-write.js";
