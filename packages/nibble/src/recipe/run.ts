@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { resolve } from "node:path";
-import { ModelError } from "../core/errors.js";
+import { ModelError, RecipeError } from "../core/errors.js";
 import { defaultThreads, peakRssBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
@@ -79,6 +79,13 @@ export async function compress(
     if ([...model.parameters.values()].some((p) => "quant" in p.weight)) {
       throw new ModelError(`${model.source.id} is already quantized`, {
         hint: "compress the original model; quantizing twice only adds error",
+      });
+    }
+    const scaling = recipe.steps.find(({ method }) => method.kind === "scaling");
+    if (scaling) {
+      // The solver's own scales (AWQ) run; a step that only scales is refused rather than ignored.
+      throw new RecipeError(`compress does not run ${scaling.method.id} as a step of its own yet`, {
+        hint: "Leave the step out; quarot prepares a model for quantized activations.",
       });
     }
     const backend = await selectBackend(options.backend ?? "auto", (line) => log(line));
