@@ -56,7 +56,7 @@ const THREADS = Number(flags.threads);
 const ARENA_BYTES = 640 * 2 ** 20;
 const RING_BYTES = 192 * 2 ** 20;
 const SLICE_BYTES = 6 * 2 ** 20;
-const { LINE, CONTROL_BYTES, WEIGHT_KIND, ZERO_KIND, EPILOGUE, KV_CODEC } = ops;
+const { LINE, CONTROL_BYTES, WEIGHT_KIND, ZERO_KIND, SCALAR_TYPE, EPILOGUE, KV_CODEC } = ops;
 
 /** Bump allocator over the arena. */
 class Arena {
@@ -109,12 +109,18 @@ class Arena {
 const stride = (k) => (Math.ceil(k / 64) | 1) * 64;
 
 /** A gint weight of random codes. `copies` places of it in a ring, as descriptor numbers. */
-function gint(arena, n, k, bits, groupSize, copies) {
+function gint(arena, n, k, bits, groupSize, copies, zeroKind = ZERO_KIND.const) {
   const panels = Math.ceil(n / 32);
   const kPad = Math.ceil(k / 32) * 32;
   const groups = groupSize ? Math.ceil(k / groupSize) : 1;
+  const zeros = arena.random(panels * groups * 32);
+  const halves = () => {
+    const at = arena.alloc(panels * groups * 64);
+    new Uint16Array(arena.engine.memory, at * LINE, panels * groups * 32).fill(0x2100);
+    return at;
+  };
   const shared = {
-    scaleAt: arena.floats(panels * groups * 32, () => 0.01),
+    scaleAt: zeroKind === ZERO_KIND.int ? halves() : arena.floats(panels * groups * 32, () => 0.01),
     codeSumAt: arena.random(panels * groups * 128),
   };
   return Array.from({ length: copies }, () =>
@@ -135,8 +141,10 @@ function gint(arena, n, k, bits, groupSize, copies) {
       ),
       groupSize,
       groups,
-      zeroKind: ZERO_KIND.const,
+      zeroKind,
       zeroConstF: 2 ** (bits - 1),
+      scaleType: zeroKind === ZERO_KIND.int ? SCALAR_TYPE.f16 : SCALAR_TYPE.f32,
+      zeroAt: zeroKind === ZERO_KIND.int ? zeros : -1,
     }),
   );
 }
@@ -144,11 +152,11 @@ function gint(arena, n, k, bits, groupSize, copies) {
 /** linearInt of `rows` rows; returns what one run moves and computes. */
 function linearInt(
   arena,
-  { n, k, bits, groupSize = 0, rows, cold = false, repeat = 1, activationBits = 8 },
+  { n, k, bits, groupSize = 0, rows, cold = false, repeat = 1, activationBits = 8, zeroKind },
 ) {
   const bytes = (n * k * bits) / 8;
   const copies = cold ? Math.ceil(RING_BYTES / bytes) : 1;
-  const places = gint(arena, n, k, bits, groupSize, copies);
+  const places = gint(arena, n, k, bits, groupSize, copies, zeroKind);
   const weights = Array.from({ length: repeat }, () => places).flat();
   const groups = groupSize ? Math.ceil(k / groupSize) : 1;
   const operands = {
@@ -358,6 +366,21 @@ function gram(arena, { width, rows }) {
 
 const LAYER = [
   ["gemv 4 bit 576x576 hot", linearInt, { n: 576, k: 576, bits: 4, rows: 1, repeat: 40 }],
+  [
+    "gemv 4 bit g64 zeros 576x576 hot",
+    linearInt,
+    { n: 576, k: 576, bits: 4, groupSize: 64, rows: 1, repeat: 40, zeroKind: ZERO_KIND.int },
+  ],
+  [
+    "gemv 4 bit g64 zeros 3072x576 cold",
+    linearInt,
+    { n: 3072, k: 576, bits: 4, groupSize: 64, rows: 1, cold: true, zeroKind: ZERO_KIND.int },
+  ],
+  [
+    "gemm 4 bit g64 zeros 576x576 M=64",
+    linearInt,
+    { n: 576, k: 576, bits: 4, groupSize: 64, rows: 64, zeroKind: ZERO_KIND.int },
+  ],
   ["gemv 8 bit 576x576 hot", linearInt, { n: 576, k: 576, bits: 8, rows: 1, repeat: 40 }],
   [
     "gemv 4 bit g32 576x576 hot",
@@ -419,6 +442,21 @@ const LAYER = [
     "float gemv 4 bit 2048x2048 cold",
     linearFloat,
     { n: 2048, k: 2048, kind: "gint", bits: 4, groupSize: 128, rows: 1, cold: true },
+  ],
+  [
+    "float gemv 8 bit 49152x576 cold",
+    linearFloat,
+    { n: 49152, k: 576, kind: "gint", bits: 8, rows: 1, cold: true },
+  ],
+  [
+    "float gemv 3 bit 2048x2048 cold",
+    linearFloat,
+    { n: 2048, k: 2048, kind: "gint", bits: 3, groupSize: 128, rows: 1, cold: true },
+  ],
+  [
+    "float gemm 8 bit 1024x576 M=64",
+    linearFloat,
+    { n: 1024, k: 576, kind: "gint", bits: 8, rows: 64 },
   ],
   ["float gemm f16 256x1024 M=64", linearFloat, { n: 256, k: 1024, kind: "f16", rows: 64 }],
   [

@@ -10,7 +10,7 @@ import { preparePairs } from "./dot-panel";
 import { safeSteps, tile1, tile2, unpackKeys } from "./dot-tile";
 import { rowAt } from "./elementwise";
 import { floatTile2 } from "./gemm-float";
-import { exp4, fold16, loadHalf4 } from "./math";
+import { exp4, finiteHalf, fold16, loadHalf4 } from "./math";
 import {
   ATTENTION_HEADS, ATTENTION_HEAD_DIM, ATTENTION_LAYER, ATTENTION_POSITIONS_AT, ATTENTION_QUERY_AT,
   ATTENTION_QUERY_SCALE_AT, ATTENTION_QUERY_SUM_AT, ATTENTION_SEQUENCES_AT, ATTENTION_SLIDING_WINDOW,
@@ -165,13 +165,6 @@ function lastSeen(m: i32): i32 {
   return min<i32>(CHUNK - 1, p - start);
 }
 
-/** Eight f16 in the high halves of i32 lanes -> f32; exact for finite values. */
-// @ts-ignore: decorator
-@inline
-function finite(h: v128): v128 {
-  return f32x4.mul(v128.and(i32x4.shr_s(h, 3), i32x4.splat(0x8fffe000)), f32x4.splat(5.192296858534828e33));
-}
-
 /** Scales and zero points of one page of an int codec. */
 function loadParameters(plane: usize, codec: i32, zeroInt: bool, scale: usize, zero: usize): void {
   const at = plane + parametersOf(codec, headDim);
@@ -180,10 +173,10 @@ function loadParameters(plane: usize, codec: i32, zeroInt: bool, scale: usize, z
   for (let i: usize = 0; i < 64; i += 16) {
     const s = v128.load(at + i);
     const z = v128.load(at + i, 64);
-    let s0 = finite(i16x8.shuffle(none, s, 0, 8, 1, 9, 2, 10, 3, 11));
-    let s1 = finite(i16x8.shuffle(none, s, 4, 12, 5, 13, 6, 14, 7, 15));
-    let z0 = finite(i16x8.shuffle(none, z, 0, 8, 1, 9, 2, 10, 3, 11));
-    let z1 = finite(i16x8.shuffle(none, z, 4, 12, 5, 13, 6, 14, 7, 15));
+    let s0 = finiteHalf(i16x8.shuffle(none, s, 0, 8, 1, 9, 2, 10, 3, 11));
+    let s1 = finiteHalf(i16x8.shuffle(none, s, 4, 12, 5, 13, 6, 14, 7, 15));
+    let z0 = finiteHalf(i16x8.shuffle(none, z, 0, 8, 1, 9, 2, 10, 3, 11));
+    let z1 = finiteHalf(i16x8.shuffle(none, z, 4, 12, 5, 13, 6, 14, 7, 15));
     const odd = v128.or(
       i16x8.eq(v128.and(s, exponent), exponent),
       i16x8.eq(v128.and(z, exponent), exponent),

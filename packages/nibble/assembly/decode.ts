@@ -18,71 +18,76 @@ export const SIGN_ALL: i32 = 0;
 export const SIGN_POSITIVE: i32 = 1;
 export const SIGN_NEGATIVE: i32 = 2;
 
-/** Adds the codes of one segment (4 channels, one column) to `c`. r: byte of the channel, t: group of 4 columns. */
+/** Codes of 4 channels and the 4 columns of a quad as bytes [channel][column]; places are 0 where a segment is absent. */
 // @ts-ignore: decorator
 @inline
-function codesOf(c: v128, at: usize, width: i32, t: i32, r: i32, shift: i32): v128 {
-  const mask = i32x4.splat((1 << width) - 1);
-  const v = i32x4.shr_u(v128.load(at), (r << 3) + t * width);
-  return v128.or(c, i32x4.shl(v128.and(v, mask), shift));
-}
-
-/** Codes of 4 channels (quarter q of half `half`) in column `column` of panel p. */
-export function codes4(p: i32, half: i32, q: i32, column: i32): v128 {
-  const r = column & 3;
-  const quad = column >> 2;
-  const skip = (<usize>half << 6) + (<usize>q << 4);
-  const panel = <usize>p * <usize>kPad << 2;
+export function quadCodes(at8: usize, at4: usize, at2: usize, at1: usize, quad: i32): v128 {
+  if (at8 != 0) return v128.load(at8 + ((<usize>quad) << 7));
   let c = i32x4.splat(0);
-  if (seg8 != 0) c = codesOf(c, seg8 + panel * 8 + (<usize>quad << 7) + skip, 8, 0, r, 0);
-  if (seg4 != 0) c = codesOf(c, seg4 + panel * 4 + (<usize>(quad >> 1) << 7) + skip, 4, quad & 1, r, 0);
-  if (seg2 != 0) c = codesOf(c, seg2 + panel * 2 + (<usize>(quad >> 2) << 7) + skip, 2, quad & 3, r, shift2);
-  if (seg1 != 0) c = codesOf(c, seg1 + panel + (<usize>(quad >> 3) << 7) + skip, 1, quad & 7, r, shift1);
+  if (at4 != 0) {
+    const v = v128.load(at4 + ((<usize>(quad >> 1)) << 7));
+    c = v128.and(i16x8.shr_u(v, (quad & 1) << 2), i8x16.splat(15));
+  }
+  if (at2 != 0) {
+    const v = v128.load(at2 + ((<usize>(quad >> 2)) << 7));
+    c = v128.or(c, i16x8.shl(v128.and(i16x8.shr_u(v, (quad & 3) << 1), i8x16.splat(3)), shift2));
+  }
+  if (at1 != 0) {
+    const v = v128.load(at1 + ((<usize>(quad >> 3)) << 7));
+    c = v128.or(c, i16x8.shl(v128.and(i16x8.shr_u(v, quad & 7), i8x16.splat(1)), shift1));
+  }
   return c;
 }
 
-/** Fast path of plain 4-bit codes: eight columns of four channels at once, stride 64 bytes a column. */
+/** Byte r of each i32 lane, as i32. A constant index makes this one instruction. */
 // @ts-ignore: decorator
 @inline
-function decodeStep4(from: usize, z: v128, out: usize): void {
-  const m = i32x4.splat(15);
-  const v = v128.load(from);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(v, m)), z));
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 8), m)), z), 64);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 16), m)), z), 128);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 24), m)), z), 192);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 4), m)), z), 256);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 12), m)), z), 320);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 20), m)), z), 384);
-  v128.store(out, f32x4.sub(f32x4.convert_i32x4_s(i32x4.shr_u(v, 28)), z), 448);
+export function byte0(v: v128): v128 {
+  return i8x16.swizzle(v, i32x4(0x80808000, 0x80808004, 0x80808008, 0x8080800c));
+}
+// @ts-ignore: decorator
+@inline
+export function byte1(v: v128): v128 {
+  return i8x16.swizzle(v, i32x4(0x80808001, 0x80808005, 0x80808009, 0x8080800d));
+}
+// @ts-ignore: decorator
+@inline
+export function byte2(v: v128): v128 {
+  return i8x16.swizzle(v, i32x4(0x80808002, 0x80808006, 0x8080800a, 0x8080800e));
+}
+// @ts-ignore: decorator
+@inline
+export function byte3(v: v128): v128 {
+  return i32x4.shr_u(v, 24);
 }
 
+/** Place of quarter q of half `half` of panel p in a segment of `width` bits; 0 when the segment is absent. */
+// @ts-ignore: decorator
+@inline
+function quarterAt(segment: usize, width: usize, p: i32, half: i32, q: i32): usize {
+  if (segment == 0) return 0;
+  return segment + ((<usize>p * <usize>kPad) << 2) * width + ((<usize>half) << 6) + ((<usize>q) << 4);
+}
+
+/** Decodes whole quads: up to three columns beyond `to` are written too. */
 function decodeGint(p: i32, half: i32, from: i32, to: i32, out: usize): void {
-  const only4 = bits == 4;
   for (let q = 0; q < 4; q++) {
-    const channel = (half << 4) + (q << 2);
+    const at8 = quarterAt(seg8, 8, p, half, q);
+    const at4 = quarterAt(seg4, 4, p, half, q);
+    const at2 = quarterAt(seg2, 2, p, half, q);
+    const at1 = quarterAt(seg1, 1, p, half, q);
     let g = from / groupSize;
-    let stop = from;
-    let z = f32x4.splat(0);
-    let at = out + (<usize>q << 4);
-    let column = from;
-    while (column < to) {
-      if (column == stop || column == from) {
-        z = zeros4(p, g, channel);
-        stop = min<i32>((g + 1) * groupSize, to);
-        g++;
-      }
-      if (only4 && (column & 7) == 0) {
-        let step = seg4 + (<usize>p * <usize>kPad << 4) + (<usize>(column >> 3) << 7) + (<usize>half << 6) + (<usize>q << 4);
-        for (; column + 8 <= stop; column += 8) {
-          decodeStep4(step, z, at);
-          step += 128;
-          at += 512;
-        }
-      }
-      for (; column < stop; column++) {
-        v128.store(at, f32x4.sub(f32x4.convert_i32x4_s(codes4(p, half, q, column)), z));
-        at += 64;
+    let at = out + ((<usize>q) << 4);
+    for (let column = from; column < to; g++) {
+      const z = zeros4(p, g, (half << 4) + (q << 2));
+      const stop = min<i32>((g + 1) * groupSize, to);
+      for (; column < stop; column += 4) {
+        const c = quadCodes(at8, at4, at2, at1, column >> 2);
+        v128.store(at, f32x4.sub(f32x4.convert_i32x4_s(byte0(c)), z));
+        v128.store(at, f32x4.sub(f32x4.convert_i32x4_s(byte1(c)), z), 64);
+        v128.store(at, f32x4.sub(f32x4.convert_i32x4_s(byte2(c)), z), 128);
+        v128.store(at, f32x4.sub(f32x4.convert_i32x4_s(byte3(c)), z), 192);
+        at += 256;
       }
     }
   }
@@ -96,31 +101,88 @@ function entry(table: usize, code: i32, sign: i32): f32 {
   return value < 0 == (sign == SIGN_NEGATIVE) ? value : 0;
 }
 
+/** Entry of a shared table for each of the 16 bytes, as four vectors [column][4 channels], 64 bytes apart. */
+// @ts-ignore: decorator
+@inline
+function lookUp16(codes: v128, t0: v128, t1: v128, t2: v128, t3: v128, out: usize): void {
+  // Bytes [channel][column] -> [column][channel], then the four byte planes of the f32 entries, then interleaved.
+  const c = i8x16.swizzle(codes, i8x16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const b0 = i8x16.swizzle(t0, c);
+  const b1 = i8x16.swizzle(t1, c);
+  const b2 = i8x16.swizzle(t2, c);
+  const b3 = i8x16.swizzle(t3, c);
+  const low0 = i8x16.shuffle(b0, b1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const low1 = i8x16.shuffle(b0, b1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const high0 = i8x16.shuffle(b2, b3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const high1 = i8x16.shuffle(b2, b3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  v128.store(out, i16x8.shuffle(low0, high0, 0, 8, 1, 9, 2, 10, 3, 11));
+  v128.store(out, i16x8.shuffle(low0, high0, 4, 12, 5, 13, 6, 14, 7, 15), 64);
+  v128.store(out, i16x8.shuffle(low1, high1, 0, 8, 1, 9, 2, 10, 3, 11), 128);
+  v128.store(out, i16x8.shuffle(low1, high1, 4, 12, 5, 13, 6, 14, 7, 15), 192);
+}
+
+/** A shared table of at most 16 entries: by byte shuffles, whole quads at a time. */
+function decodeSmallLut(p: i32, half: i32, from: i32, to: i32, sign: i32, out: usize): void {
+  // The table's four byte planes.
+  let t0 = i8x16.splat(0);
+  let t1 = t0;
+  let t2 = t0;
+  let t3 = t0;
+  const size = 1 << bits;
+  for (let i = 15; i >= 0; i--) {
+    const word = i < size ? reinterpret<u32>(entry(tableAt, i, sign)) : 0;
+    // Entries enter at lane 0 and move up: after 16 steps entry i stands in lane i.
+    t0 = i8x16.replace_lane(shiftUp(t0), 0, <i8>word);
+    t1 = i8x16.replace_lane(shiftUp(t1), 0, <i8>(word >> 8));
+    t2 = i8x16.replace_lane(shiftUp(t2), 0, <i8>(word >> 16));
+    t3 = i8x16.replace_lane(shiftUp(t3), 0, <i8>(word >> 24));
+  }
+  for (let q = 0; q < 4; q++) {
+    const at4 = quarterAt(seg4, 4, p, half, q);
+    const at2 = quarterAt(seg2, 2, p, half, q);
+    const at1 = quarterAt(seg1, 1, p, half, q);
+    let at = out + ((<usize>q) << 4);
+    for (let column = from; column < to; column += 4) {
+      lookUp16(quadCodes(0, at4, at2, at1, column >> 2), t0, t1, t2, t3, at);
+      at += 256;
+    }
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function shiftUp(v: v128): v128 {
+  return i8x16.shuffle(v, v, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+}
+
 function decodeLut(p: i32, half: i32, from: i32, to: i32, sign: i32, out: usize): void {
-  for (let column = from; column < to; column++) {
-    for (let q = 0; q < 4; q++) {
-      const c = codes4(p, half, q, column);
-      let table = tableAt;
-      let step: usize = 0;
-      let c0 = i32x4.extract_lane(c, 0);
-      let c1 = i32x4.extract_lane(c, 1);
-      let c2 = i32x4.extract_lane(c, 2);
-      let c3 = i32x4.extract_lane(c, 3);
-      if (tableScope != 0) {
-        // One table a row: [panels][2^bits][32 channels].
-        table += (<usize>p << bits << 7) + (<usize>((half << 4) + (q << 2)) << 2);
-        step = 1;
-        c0 <<= 5;
-        c1 <<= 5;
-        c2 <<= 5;
-        c3 <<= 5;
+  if (tableScope == 0 && bits <= 4) {
+    decodeSmallLut(p, half, from, to, sign, out);
+    return;
+  }
+  for (let q = 0; q < 4; q++) {
+    const at8 = quarterAt(seg8, 8, p, half, q);
+    const at4 = quarterAt(seg4, 4, p, half, q);
+    const at2 = quarterAt(seg2, 2, p, half, q);
+    const at1 = quarterAt(seg1, 1, p, half, q);
+    // One table a row: [panels][2^bits][32 channels].
+    const perRow = tableScope != 0;
+    const channel = (half << 4) + (q << 2);
+    const table = perRow ? tableAt + (((<usize>p) << bits) << 7) + ((<usize>channel) << 2) : tableAt;
+    const step: usize = perRow ? 4 : 0;
+    const shift = perRow ? 5 : 0;
+    let at = out + ((<usize>q) << 4);
+    for (let column = from; column < to; column += 4) {
+      let c = quadCodes(at8, at4, at2, at1, column >> 2);
+      for (let r = 0; r < 4; r++) {
+        const b = byte0(c);
+        store<f32>(at, entry(table, i32x4.extract_lane(b, 0) << shift, sign));
+        store<f32>(at, entry(table + step, i32x4.extract_lane(b, 1) << shift, sign), 4);
+        store<f32>(at, entry(table + 2 * step, i32x4.extract_lane(b, 2) << shift, sign), 8);
+        store<f32>(at, entry(table + 3 * step, i32x4.extract_lane(b, 3) << shift, sign), 12);
+        c = i32x4.shr_u(c, 8);
+        at += 64;
       }
-      step <<= 2;
-      store<f32>(out, entry(table, c0, sign));
-      store<f32>(out, entry(table + step, c1, sign), 4);
-      store<f32>(out, entry(table + 2 * step, c2, sign), 8);
-      store<f32>(out, entry(table + 3 * step, c3, sign), 12);
-      out += 16;
     }
   }
 }
@@ -155,11 +217,17 @@ export function decodeHalf(p: i32, half: i32, from: i32, to: i32, sign: i32, out
 
 /** One code of row `channel` (0..31) of panel p. */
 function codeAt(p: i32, channel: i32, column: i32): i32 {
-  const c = codes4(p, channel >> 4, (channel >> 2) & 3, column);
+  const half = channel >> 4;
+  const q = (channel >> 2) & 3;
+  const c = quadCodes(
+    quarterAt(seg8, 8, p, half, q), quarterAt(seg4, 4, p, half, q), quarterAt(seg2, 2, p, half, q),
+    quarterAt(seg1, 1, p, half, q), column >> 2,
+  );
   const r = channel & 3;
-  if (r == 0) return i32x4.extract_lane(c, 0);
-  if (r == 1) return i32x4.extract_lane(c, 1);
-  return r == 2 ? i32x4.extract_lane(c, 2) : i32x4.extract_lane(c, 3);
+  const word = r == 0
+    ? i32x4.extract_lane(c, 0)
+    : r == 1 ? i32x4.extract_lane(c, 1) : r == 2 ? i32x4.extract_lane(c, 2) : i32x4.extract_lane(c, 3);
+  return (word >>> ((column & 3) << 3)) & 255;
 }
 
 /** A scale or zero of one channel. */

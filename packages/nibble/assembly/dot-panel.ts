@@ -9,7 +9,9 @@
  * are (k, k + 2) and (k + 1, k + 3), so x is prepared as 16-bit pairs in that order (`preparePairs`): no horizontal sums.
  */
 import { rowScale, rowSum, rowZero } from "./activations";
-import { GROUP_BYTES, centered, finishQuarter, groupSize, groups, k, startOf } from "./weight";
+import {
+  GROUP_BYTES, asymmetric, centered, finishDirect, finishQuarter, groupSize, groups, isDirect, k, startOf, zeroMode,
+} from "./weight";
 
 /** simd only: s8 codes -> i16 in the order k, k + 2, k + 1, k + 3 per four columns. */
 export function preparePairs(codes: usize, out: usize, columns: i32): void {
@@ -217,7 +219,12 @@ function simdQuarter1(w: usize, m: v128, x: usize): v128 {
  */
 // @ts-ignore: decorator
 @inline
-function panelGroups<W>(w: usize, x: usize, y: usize, fused: bool, shift: i32, first: bool, parameters: usize): void {
+function panelGroups<W>(
+  w: usize, x: usize, y: usize, fused: bool, shift: i32, first: bool, parameters: usize, p: i32,
+): void {
+  const direct = isDirect();
+  const mode = zeroMode;
+  const shifted = asymmetric;
   const width = sizeof<W>() == 1 ? 1 : sizeof<W>() == 2 ? 2 : sizeof<W>() == 4 ? 4 : 8;
   let second = parameters + <usize>groups * GROUP_BYTES;
   for (let g = 0; g < groups; g++) {
@@ -333,19 +340,28 @@ function panelGroups<W>(w: usize, x: usize, y: usize, fused: bool, shift: i32, f
         x += 64;
       }
     }
-    if (fused) {
+    if (fused && direct) {
+      const scale = f32x4.splat(rowScale(0, g));
+      const total = i32x4.splat(sum);
+      const begin = g == 0;
+      const entry = (<usize>p * <usize>groups + <usize>g) << 5;
+      finishDirect(s0, s1, entry, 0, scale, total, y, begin, mode);
+      finishDirect(s2, s3, entry, 8, scale, total, y, begin, mode);
+      finishDirect(s4, s5, entry, 16, scale, total, y, begin, mode);
+      finishDirect(s6, s7, entry, 24, scale, total, y, begin, mode);
+    } else if (fused) {
       const scale = f32x4.splat(rowScale(0, g));
       const total = i32x4.splat(centered(sum, za, g));
       const zero = i32x4.splat(za);
       const begin = g == 0;
-      finishQuarter(s0, parameters + 0, scale, total, zero, y + 0, begin);
-      finishQuarter(s1, parameters + 16, scale, total, zero, y + 16, begin);
-      finishQuarter(s2, parameters + 32, scale, total, zero, y + 32, begin);
-      finishQuarter(s3, parameters + 48, scale, total, zero, y + 48, begin);
-      finishQuarter(s4, second + 0, scale, total, zero, y + 64, begin);
-      finishQuarter(s5, second + 16, scale, total, zero, y + 80, begin);
-      finishQuarter(s6, second + 32, scale, total, zero, y + 96, begin);
-      finishQuarter(s7, second + 48, scale, total, zero, y + 112, begin);
+      finishQuarter(s0, parameters + 0, scale, total, zero, y + 0, begin, mode, shifted);
+      finishQuarter(s1, parameters + 16, scale, total, zero, y + 16, begin, mode, shifted);
+      finishQuarter(s2, parameters + 32, scale, total, zero, y + 32, begin, mode, shifted);
+      finishQuarter(s3, parameters + 48, scale, total, zero, y + 48, begin, mode, shifted);
+      finishQuarter(s4, second + 0, scale, total, zero, y + 64, begin, mode, shifted);
+      finishQuarter(s5, second + 16, scale, total, zero, y + 80, begin, mode, shifted);
+      finishQuarter(s6, second + 32, scale, total, zero, y + 96, begin, mode, shifted);
+      finishQuarter(s7, second + 48, scale, total, zero, y + 112, begin, mode, shifted);
       parameters += GROUP_BYTES;
       second += GROUP_BYTES;
     } else {
@@ -370,24 +386,24 @@ function keep(acc: usize, sums: v128, shift: i32, first: bool): void {
 }
 
 // The type argument stands for the width of the segment: sizeof 8, 4, 2, 1.
-export function panel8(w: usize, x: usize, y: usize, parameters: usize): void {
-  panelGroups<i64>(w, x, y, true, 0, true, parameters);
+export function panel8(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
+  panelGroups<i64>(w, x, y, true, 0, true, parameters, p);
 }
-export function panel4(w: usize, x: usize, y: usize, parameters: usize): void {
-  panelGroups<i32>(w, x, y, true, 0, true, parameters);
+export function panel4(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
+  panelGroups<i32>(w, x, y, true, 0, true, parameters, p);
 }
-export function panel2(w: usize, x: usize, y: usize, parameters: usize): void {
-  panelGroups<i16>(w, x, y, true, 0, true, parameters);
+export function panel2(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
+  panelGroups<i16>(w, x, y, true, 0, true, parameters, p);
 }
-export function panel1(w: usize, x: usize, y: usize, parameters: usize): void {
-  panelGroups<i8>(w, x, y, true, 0, true, parameters);
+export function panel1(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
+  panelGroups<i8>(w, x, y, true, 0, true, parameters, p);
 }
 export function part4(w: usize, x: usize, acc: usize): void {
-  panelGroups<i32>(w, x, acc, false, 0, true, 0);
+  panelGroups<i32>(w, x, acc, false, 0, true, 0, 0);
 }
 export function part2(w: usize, x: usize, acc: usize, shift: i32, first: bool): void {
-  panelGroups<i16>(w, x, acc, false, shift, first, 0);
+  panelGroups<i16>(w, x, acc, false, shift, first, 0, 0);
 }
 export function part1(w: usize, x: usize, acc: usize, shift: i32): void {
-  panelGroups<i8>(w, x, acc, false, shift, false, 0);
+  panelGroups<i8>(w, x, acc, false, shift, false, 0, 0);
 }

@@ -8,7 +8,8 @@
  */
 import { rowScale, rowSum, rowZero } from "./activations";
 import {
-  GROUP_BYTES, bits, centered, finishQuarter, groupSize, groups, k, kPad, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
+  GROUP_BYTES, asymmetric, bits, centered, finishQuarter, groupSize, groups, k, kPad, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
+  zeroMode,
 } from "./weight";
 
 /** Bytes of the unpacked form of four columns of 16 channels. */
@@ -349,6 +350,8 @@ export function tile1(panel: usize, x0: usize, steps: i32, safe: i32, acc0: usiz
 /** All groups of a half-panel for two rows m and m + 1: y (16 f32 each) from prepared activations and group parameters. */
 export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize, safe: i32): void {
   const highPlane = twoPlanes();
+  const mode = zeroMode;
+  const shifted = asymmetric;
   for (let g = 0; g < groups; g++) {
     const from = g * groupSize;
     const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
@@ -499,17 +502,17 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
     const za0 = rowZero(m, g);
     const scale0 = f32x4.splat(rowScale(m, g));
     const total0 = i32x4.splat(centered(sum0, za0, g));
-    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first);
-    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first);
-    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first);
-    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first);
+    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first, mode, shifted);
+    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first, mode, shifted);
+    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first, mode, shifted);
+    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first, mode, shifted);
     const za1 = rowZero(m + 1, g);
     const scale1 = f32x4.splat(rowScale(m + 1, g));
     const total1 = i32x4.splat(centered(sum1, za1, g));
-    finishQuarter(i32x4.add(t0, start1), parameters + 0, scale1, total1, i32x4.splat(za1), y1 + 0, first);
-    finishQuarter(i32x4.add(t1, start1), parameters + 16, scale1, total1, i32x4.splat(za1), y1 + 16, first);
-    finishQuarter(i32x4.add(t2, start1), parameters + 32, scale1, total1, i32x4.splat(za1), y1 + 32, first);
-    finishQuarter(i32x4.add(t3, start1), parameters + 48, scale1, total1, i32x4.splat(za1), y1 + 48, first);
+    finishQuarter(i32x4.add(t0, start1), parameters + 0, scale1, total1, i32x4.splat(za1), y1 + 0, first, mode, shifted);
+    finishQuarter(i32x4.add(t1, start1), parameters + 16, scale1, total1, i32x4.splat(za1), y1 + 16, first, mode, shifted);
+    finishQuarter(i32x4.add(t2, start1), parameters + 32, scale1, total1, i32x4.splat(za1), y1 + 32, first, mode, shifted);
+    finishQuarter(i32x4.add(t3, start1), parameters + 48, scale1, total1, i32x4.splat(za1), y1 + 48, first, mode, shifted);
     parameters += GROUP_BYTES;
   }
 }
@@ -517,6 +520,8 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
 /** All groups of a half-panel for one row: y (16 f32 each) from prepared activations and group parameters. */
 export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, parameters: usize, safe: i32): void {
   const highPlane = twoPlanes();
+  const mode = zeroMode;
+  const shifted = asymmetric;
   for (let g = 0; g < groups; g++) {
     const from = g * groupSize;
     const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
@@ -619,10 +624,10 @@ export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, paramete
     const za0 = rowZero(m, g);
     const scale0 = f32x4.splat(rowScale(m, g));
     const total0 = i32x4.splat(centered(sum0, za0, g));
-    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first);
-    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first);
-    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first);
-    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first);
+    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first, mode, shifted);
+    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first, mode, shifted);
+    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first, mode, shifted);
+    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first, mode, shifted);
     parameters += GROUP_BYTES;
   }
 }

@@ -1,9 +1,10 @@
 /**
- * linearFloat of one row straight from the stored panel, 32 channels at once (float class): dense f32, bf16, f16, and plain
- * 4-bit codes. v1. Inner dimension in order, as everywhere; 16-bit weights are summed by even and odd channels and
+ * linearFloat of one row straight from the stored panel, 32 channels at once (float class): dense f32, bf16, f16, and
+ * integer codes. v2. Inner dimension in order, as everywhere; 16-bit weights are summed by even and odd channels and
  * interleaved at the end.
  */
-import { madd } from "./math";
+import { byte0, byte1, byte2, byte3 } from "./decode";
+import { finiteHalf, madd } from "./math";
 import { GROUP_BYTES, groupSize, groups, k } from "./weight";
 
 // @ts-ignore: decorator
@@ -50,19 +51,13 @@ export function densePanel32(panel: usize, x: usize, y: usize): void {
 // @ts-ignore: decorator
 @inline
 function evenHalf(v: v128, bf16: bool): v128 {
-  return bf16 ? i32x4.shl(v, 16) : finite(i32x4.shl(v, 16));
+  return bf16 ? i32x4.shl(v, 16) : finiteHalf(i32x4.shl(v, 16));
 }
 // @ts-ignore: decorator
 @inline
 function oddHalf(v: v128, bf16: bool): v128 {
-  return bf16 ? v128.and(v, i32x4.splat(0xffff0000)) : finite(v);
+  return bf16 ? v128.and(v, i32x4.splat(0xffff0000)) : finiteHalf(v);
 }
-// @ts-ignore: decorator
-@inline
-function finite(v: v128): v128 {
-  return f32x4.mul(v128.and(i32x4.shr_s(v, 3), i32x4.splat(0x8fffe000)), f32x4.splat(5.192296858534828e33));
-}
-
 /** y[32] = x . panel, panel of 16-bit floats [k][32]. sizeof<T> 2: bf16, 1: f16. */
 // @ts-ignore: decorator
 @inline
@@ -105,30 +100,26 @@ export function densePanelF16(panel: usize, x: usize, y: usize): void {
   densePanel16<i8>(panel, x, y);
 }
 
-/** Eight columns of four channels of 4-bit codes, in order. */
+/** Four columns of four channels: acc += (c - z) x, columns in order. `codes` are bytes [channel][column]. */
 // @ts-ignore: decorator
 @inline
-function codes8(
-  w: usize, z: v128, acc: v128, x0: v128, x1: v128, x2: v128, x3: v128, x4: v128, x5: v128, x6: v128, x7: v128,
-): v128 {
-  const m = i32x4.splat(15);
-  const v = v128.load(w);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(v, m)), z), x0, acc);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 8), m)), z), x1, acc);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 16), m)), z), x2, acc);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 24), m)), z), x3, acc);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 4), m)), z), x4, acc);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 12), m)), z), x5, acc);
-  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(v128.and(i32x4.shr_u(v, 20), m)), z), x6, acc);
-  return madd(f32x4.sub(f32x4.convert_i32x4_s(i32x4.shr_u(v, 28)), z), x7, acc);
+function quad(codes: v128, z: v128, acc: v128, x0: v128, x1: v128, x2: v128, x3: v128): v128 {
+  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(byte0(codes)), z), x0, acc);
+  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(byte1(codes)), z), x1, acc);
+  acc = madd(f32x4.sub(f32x4.convert_i32x4_s(byte2(codes)), z), x2, acc);
+  return madd(f32x4.sub(f32x4.convert_i32x4_s(byte3(codes)), z), x3, acc);
 }
 
 /**
- * y[32] = grouped 4-bit panel of 32 channels; k and the groups are multiples of 8. `parameters` of both halves: scale and, at
- * +64, zero point, both f32, GROUP_BYTES a group.
+ * y[32] = grouped panel of 32 channels of integer codes; k and the groups are multiples of 8. `parameters` of both halves:
+ * scale and, at +64, zero point, both f32, GROUP_BYTES a group. sizeof<W> is the width of the only segment, 8 or 4. (Half a
+ * panel at a time would fit the registers and is slower: four chains of additions do not fill the units.)
  */
-export function codesPanel4(panel: usize, x: usize, y: usize, parameters: usize): void {
+// @ts-ignore: decorator
+@inline
+function codesPanel<W>(w: usize, x: usize, y: usize, parameters: usize): void {
   let second = parameters + <usize>groups * GROUP_BYTES;
+  let column = 0;
   for (let g = 0; g < groups; g++) {
     let a0 = f32x4.splat(0);
     let a1 = f32x4.splat(0);
@@ -146,25 +137,58 @@ export function codesPanel4(panel: usize, x: usize, y: usize, parameters: usize)
     const z5 = v128.load(second, 80);
     const z6 = v128.load(second, 96);
     const z7 = v128.load(second, 112);
-    for (let left = min<i32>(groupSize, k - g * groupSize); left > 0; left -= 8) {
+    const stop = min<i32>((g + 1) * groupSize, k);
+    while (column < stop) {
       const x0 = v128.load32_splat(x);
       const x1 = v128.load32_splat(x, 4);
       const x2 = v128.load32_splat(x, 8);
       const x3 = v128.load32_splat(x, 12);
-      const x4 = v128.load32_splat(x, 16);
-      const x5 = v128.load32_splat(x, 20);
-      const x6 = v128.load32_splat(x, 24);
-      const x7 = v128.load32_splat(x, 28);
-      a0 = codes8(panel, z0, a0, x0, x1, x2, x3, x4, x5, x6, x7);
-      a1 = codes8(panel + 16, z1, a1, x0, x1, x2, x3, x4, x5, x6, x7);
-      a2 = codes8(panel + 32, z2, a2, x0, x1, x2, x3, x4, x5, x6, x7);
-      a3 = codes8(panel + 48, z3, a3, x0, x1, x2, x3, x4, x5, x6, x7);
-      a4 = codes8(panel + 64, z4, a4, x0, x1, x2, x3, x4, x5, x6, x7);
-      a5 = codes8(panel + 80, z5, a5, x0, x1, x2, x3, x4, x5, x6, x7);
-      a6 = codes8(panel + 96, z6, a6, x0, x1, x2, x3, x4, x5, x6, x7);
-      a7 = codes8(panel + 112, z7, a7, x0, x1, x2, x3, x4, x5, x6, x7);
-      x += 32;
-      panel += 128;
+      if (sizeof<W>() == 8) {
+        a0 = quad(v128.load(w), z0, a0, x0, x1, x2, x3);
+        a1 = quad(v128.load(w, 16), z1, a1, x0, x1, x2, x3);
+        a2 = quad(v128.load(w, 32), z2, a2, x0, x1, x2, x3);
+        a3 = quad(v128.load(w, 48), z3, a3, x0, x1, x2, x3);
+        a4 = quad(v128.load(w, 64), z4, a4, x0, x1, x2, x3);
+        a5 = quad(v128.load(w, 80), z5, a5, x0, x1, x2, x3);
+        a6 = quad(v128.load(w, 96), z6, a6, x0, x1, x2, x3);
+        a7 = quad(v128.load(w, 112), z7, a7, x0, x1, x2, x3);
+        column += 4;
+        x += 16;
+      } else {
+        const x4 = v128.load32_splat(x, 16);
+        const x5 = v128.load32_splat(x, 20);
+        const x6 = v128.load32_splat(x, 24);
+        const x7 = v128.load32_splat(x, 28);
+        const m = i8x16.splat(15);
+        let v: v128;
+        v = v128.load(w);
+        a0 = quad(v128.and(v, m), z0, a0, x0, x1, x2, x3);
+        a0 = quad(v128.and(i16x8.shr_u(v, 4), m), z0, a0, x4, x5, x6, x7);
+        v = v128.load(w, 16);
+        a1 = quad(v128.and(v, m), z1, a1, x0, x1, x2, x3);
+        a1 = quad(v128.and(i16x8.shr_u(v, 4), m), z1, a1, x4, x5, x6, x7);
+        v = v128.load(w, 32);
+        a2 = quad(v128.and(v, m), z2, a2, x0, x1, x2, x3);
+        a2 = quad(v128.and(i16x8.shr_u(v, 4), m), z2, a2, x4, x5, x6, x7);
+        v = v128.load(w, 48);
+        a3 = quad(v128.and(v, m), z3, a3, x0, x1, x2, x3);
+        a3 = quad(v128.and(i16x8.shr_u(v, 4), m), z3, a3, x4, x5, x6, x7);
+        v = v128.load(w, 64);
+        a4 = quad(v128.and(v, m), z4, a4, x0, x1, x2, x3);
+        a4 = quad(v128.and(i16x8.shr_u(v, 4), m), z4, a4, x4, x5, x6, x7);
+        v = v128.load(w, 80);
+        a5 = quad(v128.and(v, m), z5, a5, x0, x1, x2, x3);
+        a5 = quad(v128.and(i16x8.shr_u(v, 4), m), z5, a5, x4, x5, x6, x7);
+        v = v128.load(w, 96);
+        a6 = quad(v128.and(v, m), z6, a6, x0, x1, x2, x3);
+        a6 = quad(v128.and(i16x8.shr_u(v, 4), m), z6, a6, x4, x5, x6, x7);
+        v = v128.load(w, 112);
+        a7 = quad(v128.and(v, m), z7, a7, x0, x1, x2, x3);
+        a7 = quad(v128.and(i16x8.shr_u(v, 4), m), z7, a7, x4, x5, x6, x7);
+        column += 8;
+        x += 32;
+      }
+      w += 128;
     }
     const begin = g == 0;
     scaleInto(y, a0, parameters, begin);
@@ -177,6 +201,61 @@ export function codesPanel4(panel: usize, x: usize, y: usize, parameters: usize)
     scaleInto(y + 112, a7, second + 48, begin);
     parameters += GROUP_BYTES;
     second += GROUP_BYTES;
+  }
+}
+
+export function codesPanel8(at: usize, x: usize, y: usize, parameters: usize): void {
+  codesPanel<i64>(at, x, y, parameters);
+}
+export function codesPanel4(at: usize, x: usize, y: usize, parameters: usize): void {
+  codesPanel<i32>(at, x, y, parameters);
+}
+
+/** Quad t (a constant, 0..7) of a block of 32 columns as bytes; places are those of the block, 0 = absent. */
+// @ts-ignore: decorator
+@inline
+function expandQuad(at4: usize, at2: usize, at1: usize, t: i32, out: usize): void {
+  let c = i32x4.splat(0);
+  if (at4 != 0) {
+    const v = v128.load(at4 + ((<usize>(t >> 1)) << 7));
+    c = v128.and((t & 1) == 0 ? v : i16x8.shr_u(v, 4), i8x16.splat(15));
+  }
+  if (at2 != 0) {
+    const v = v128.load(at2 + ((<usize>(t >> 2)) << 7));
+    // Above a 4-bit segment the codes belong at bit 4, else at bit 0.
+    const codes = v128.and((t & 3) == 0 ? v : i16x8.shr_u(v, (t & 3) << 1), i8x16.splat(3));
+    c = at4 != 0 ? v128.or(c, i16x8.shl(codes, 4)) : codes;
+  }
+  if (at1 != 0) {
+    const v = v128.load(at1);
+    let codes = v128.and(t == 0 ? v : i16x8.shr_u(v, t), i8x16.splat(1));
+    if (at4 != 0) codes = i16x8.shl(codes, 4);
+    if (at2 != 0) codes = i16x8.shl(codes, 2);
+    c = v128.or(c, codes);
+  }
+  v128.store(out + ((<usize>t) << 7), c);
+}
+
+/** A panel of codes of any width as if it had been stored with 8 bits: kPad * 32 bytes at out. */
+export function expandPanel(at4: usize, at2: usize, at1: usize, columns: i32, out: usize): void {
+  for (let left = columns; left > 0; left -= 32) {
+    for (let q: usize = 0; q < 128; q += 16) {
+      const w4: usize = at4 == 0 ? <usize>0 : at4 + q;
+      const w2: usize = at2 == 0 ? <usize>0 : at2 + q;
+      const w1: usize = at1 == 0 ? <usize>0 : at1 + q;
+      expandQuad(w4, w2, w1, 0, out + q);
+      expandQuad(w4, w2, w1, 1, out + q);
+      expandQuad(w4, w2, w1, 2, out + q);
+      expandQuad(w4, w2, w1, 3, out + q);
+      expandQuad(w4, w2, w1, 4, out + q);
+      expandQuad(w4, w2, w1, 5, out + q);
+      expandQuad(w4, w2, w1, 6, out + q);
+      expandQuad(w4, w2, w1, 7, out + q);
+    }
+    if (at4 != 0) at4 += 512;
+    if (at2 != 0) at2 += 256;
+    if (at1 != 0) at1 += 128;
+    out += 1024;
   }
 }
 

@@ -5,7 +5,7 @@
 import { operand, operandF, place, scratch, shareOf, thread } from "./control";
 import { decodeHalf, SIGN_ALL, SIGN_NEGATIVE, SIGN_POSITIVE } from "./decode";
 import { rowAt } from "./elementwise";
-import { codesPanel4, densePanel32, densePanelBf16, densePanelF16 } from "./float-panel";
+import { codesPanel4, codesPanel8, densePanel32, densePanelBf16, densePanelF16, expandPanel } from "./float-panel";
 import { madd } from "./math";
 import {
   GEMM_ALPHA_F, GEMM_A_AT, GEMM_A_SKIP, GEMM_BETA_F, GEMM_B_AT, GEMM_B_SKIP, GEMM_COLS, GEMM_C_AT, GEMM_C_SKIP,
@@ -15,7 +15,7 @@ import {
 } from "./ops";
 import {
   GROUP_BYTES, bits, denseAt, finishHalf, groupSize, groups, groupValues4, k, kPad, kind, negativeScaleAt, openTarget,
-  openWeight, panels, prepareFloatGroups, scaleAt, scaleHalf, seg4,
+  openWeight, panels, prepareFloatGroups, scaleAt, scaleHalf, seg1, seg2, seg4, seg8,
 } from "./weight";
 
 /**
@@ -180,11 +180,20 @@ function panelRow(x: usize, p: i32): bool {
     else densePanelF16(at, x, y);
     return true;
   }
-  if (kind != KIND_GINT || bits != 4 || (k & 7) != 0) return false;
+  if (kind != KIND_GINT || (k & 7) != 0) return false;
   const parameters = scratch + PANEL;
+  const expanded = parameters + 2 * <usize>groups * GROUP_BYTES;
   prepareFloatGroups(p, 0, parameters);
   prepareFloatGroups(p, 1, parameters + <usize>groups * GROUP_BYTES);
-  codesPanel4(seg4 + ((<usize>p * <usize>kPad) << 4), x, y, parameters);
+  const at = (<usize>p * <usize>kPad) << 2;
+  if (bits == 8) codesPanel8(seg8 + (at << 3), x, y, parameters);
+  else if (bits == 4) codesPanel4(seg4 + (at << 2), x, y, parameters);
+  else {
+    expandPanel(
+      seg4 == 0 ? 0 : seg4 + (at << 2), seg2 == 0 ? 0 : seg2 + (at << 1), seg1 == 0 ? 0 : seg1 + at, kPad, expanded,
+    );
+    codesPanel8(expanded, x, y, parameters);
+  }
   return true;
 }
 

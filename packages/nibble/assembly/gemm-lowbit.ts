@@ -12,8 +12,9 @@ import {
   LINEAR_INT_LD_DST, LINEAR_INT_SCALE_AT, LINEAR_INT_SUM_AT, LINEAR_INT_WEIGHT_W, LINEAR_INT_ZERO_AT,
 } from "./ops";
 import {
-  GROUP_BYTES, bits, centered, finishHalf, finishQuarter, groups, kPad, openGroups, openTarget, openWeight, panels,
+  GROUP_BYTES, asymmetric, bits, centered, finishHalf, finishQuarter, groups, isDirect, kPad, openGroups, openTarget, openWeight, panels,
   prepareGroups, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
+  zeroMode,
 } from "./weight";
 
 // Scratch: outputs of a panel or of two rows of a half-panel, group parameters of a panel, then the rest.
@@ -32,7 +33,7 @@ function finishParts(sums: usize, y: usize, parameters: usize): void {
       for (let q: usize = 0; q < 64; q += 16) {
         const to = half * 64 + q;
         const acc = i32x4.add(v128.load(sums + to), startOf(sum));
-        finishQuarter(acc, at + q, scale, total, i32x4.splat(za), y + to, g == 0);
+        finishQuarter(acc, at + q, scale, total, i32x4.splat(za), y + to, g == 0, zeroMode, asymmetric);
       }
     }
     sums += 128;
@@ -43,6 +44,7 @@ function oneRow(from: i32, to: i32): void {
   const y = scratch + Y;
   const parameters = scratch + PARAMETERS;
   const sums = parameters + 2 * <usize>groups * GROUP_BYTES;
+  const single = bits == 8 || bits == 4 || bits == 2 || bits == 1;
   let x = codes;
   if (!ASC_FEATURE_RELAXED_SIMD) {
     x = sums + <usize>groups * 128;
@@ -50,12 +52,14 @@ function oneRow(from: i32, to: i32): void {
   }
   for (let p = from; p < to; p++) {
     const at = (<usize>p * <usize>kPad) << 2;
-    prepareGroups(p, 0, parameters);
-    prepareGroups(p, 1, parameters + <usize>groups * GROUP_BYTES);
-    if (bits == 4) panel4(seg4 + (at << 2), x, y, parameters);
-    else if (bits == 8) panel8(seg8 + (at << 3), x, y, parameters);
-    else if (bits == 2) panel2(seg2 + (at << 1), x, y, parameters);
-    else if (bits == 1) panel1(seg1 + at, x, y, parameters);
+    if (!single || !isDirect()) {
+      prepareGroups(p, 0, parameters);
+      prepareGroups(p, 1, parameters + <usize>groups * GROUP_BYTES);
+    }
+    if (bits == 4) panel4(seg4 + (at << 2), x, y, parameters, p);
+    else if (bits == 8) panel8(seg8 + (at << 3), x, y, parameters, p);
+    else if (bits == 2) panel2(seg2 + (at << 1), x, y, parameters, p);
+    else if (bits == 1) panel1(seg1 + at, x, y, parameters, p);
     else {
       if (seg4 != 0) part4(seg4 + (at << 2), x, sums);
       if (seg2 != 0) part2(seg2 + (at << 1), x, sums, shift2, seg4 == 0);

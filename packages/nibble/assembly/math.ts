@@ -115,14 +115,20 @@ export function widenHalf4(h: v128): v128 {
 }
 
 /**
- * Four f16 at `at` as f32, for finite values (scales, zero points): shifting keeps the sign, 2^112 moves the bias. Exact,
- * subnormals included (slow on x86, but rare).
+ * Four finite f16, in the high halves of i32 lanes, as f32: shifting keeps the sign, 2^112 moves the bias. Exact,
+ * subnormals included (slow on x86, but rare). What stands in the low halves is masked away.
  */
 // @ts-ignore: decorator
 @inline
-export function loadFiniteHalf4(at: usize): v128 {
-  const h = i32x4.shl(i32x4.extend_low_i16x8_u(v128.load64_zero(at)), 16);
+export function finiteHalf(h: v128): v128 {
   return f32x4.mul(v128.and(i32x4.shr_s(h, 3), i32x4.splat(0x8fffe000)), f32x4.splat(5.192296858534828e33));
+}
+
+/** Four finite f16 at `at` as f32. */
+// @ts-ignore: decorator
+@inline
+export function loadFiniteHalf4(at: usize): v128 {
+  return finiteHalf(i32x4.shl(i32x4.extend_low_i16x8_u(v128.load64_zero(at)), 16));
 }
 
 /** Nearest f16, ties to even, as its 16 bits. */

@@ -3,7 +3,7 @@
  * group scale and zero point (linearInt), bias, epilogue. Kept in globals of this instance: one descriptor at a time.
  */
 import { rowAt } from "./elementwise";
-import { loadFiniteHalf4, silu4 } from "./math";
+import { finiteHalf, loadFiniteHalf4, silu4 } from "./math";
 import {
   EPILOGUE_ADD, EPILOGUE_SWIGLU, H_WEIGHTS_START, KIND_BF16, SCALAR_F16, WEIGHT_WORDS,
   W_BIAS_AT, W_BITS, W_CODE_SUM_AT, W_DENSE_AT, W_GROUPS, W_GROUP_SIZE, W_K, W_KIND, W_K_PAD, W_N,
@@ -130,19 +130,38 @@ function intZeros4(p: i32, g: i32, channel: i32): v128 {
 /** Bytes of the parameters of one group of 16 channels: scales (f32), zero points (i32 or f32), code sums (i32). */
 export const GROUP_BYTES: usize = 192;
 
-/** Const integer zero and symmetric activations: the whole correction is a start value of the sums. */
-export let plain: bool = false;
-let asymmetric: bool = false;
-let floatZero: bool = false;
-/** -z of a plain weight. */
+/** How zero points enter: folded into the start of the sums; as 16-bit or 32-bit integers; as floats. */
+const ZERO_FOLDED: i32 = 0;
+const ZERO_SHORT: i32 = 1;
+const ZERO_LONG: i32 = 2;
+const ZERO_AS_FLOAT: i32 = 3;
+
+/** Of the open weight; loops copy it to a local. */
+export let zeroMode: i32 = 0;
+export let asymmetric: bool = false;
+/** -z of a folded zero point. */
 let minusZero: i32 = 0;
 
 /** Decides how the groups of the open weight are finished. */
 export function openGroups(asymmetricActivations: bool): void {
   asymmetric = asymmetricActivations;
-  floatZero = zeroKind == ZERO_FLOAT;
-  plain = zeroKind == ZERO_CONST && !asymmetric;
-  minusZero = plain ? -(<i32>zeroConst) : 0;
+  minusZero = 0;
+  if (zeroKind == ZERO_FLOAT) {
+    zeroMode = ZERO_AS_FLOAT;
+  } else if (zeroKind == ZERO_CONST && !asymmetric) {
+    zeroMode = ZERO_FOLDED;
+    minusZero = -(<i32>zeroConst);
+  } else {
+    // Zero points of at most 255 and sums of at most 255 * 128 are 16-bit factors: one multiplication for four channels.
+    zeroMode = zeroKind == ZERO_INT && groupSize <= 255 && !asymmetric ? ZERO_SHORT : ZERO_LONG;
+  }
+}
+
+/** Whether `finishDirect` serves: symmetric activations, integer zero points. */
+// @ts-ignore: decorator
+@inline
+export function isDirect(): bool {
+  return !asymmetric && zeroMode != ZERO_AS_FLOAT;
 }
 
 /** Unpacks the parameters of all groups of one half-panel to `out`, GROUP_BYTES a group. */
@@ -152,8 +171,8 @@ export function prepareGroups(p: i32, half: i32, out: usize): void {
       const channel = (half << 4) + (q << 2);
       const to = out + (<usize>q << 4);
       v128.store(to, groupValues4(scaleAt, scaleHalf, p, g, channel));
-      if (plain) continue;
-      if (floatZero) v128.store(to, zeros4(p, g, channel), 64);
+      if (zeroMode == ZERO_FOLDED) continue;
+      if (zeroMode == ZERO_AS_FLOAT) v128.store(to, zeros4(p, g, channel), 64);
       else v128.store(to, zeroKind == ZERO_INT ? intZeros4(p, g, channel) : i32x4.splat(<i32>zeroConst), 64);
       if (asymmetric) {
         const index = (<usize>p * <usize>groups + <usize>g) * 32 + <usize>channel;
@@ -191,28 +210,70 @@ export function centered(sum: i32, za: i32, g: i32): i32 {
   return asymmetric ? sum - za * min<i32>(groupSize, k - g * groupSize) : sum;
 }
 
+/** Product of zero points (i32) with a splat sum. */
+// @ts-ignore: decorator
+@inline
+function timesSum(zero: v128, sum: v128, mode: i32): v128 {
+  // The high halves of zero are 0, so what stands in those of sum does not matter.
+  return mode == ZERO_SHORT ? i32x4.dot_i16x8_s(zero, sum) : i32x4.mul(zero, sum);
+}
+
 /**
  * y (4 f32) of one row and group from its integer sums. parameters: the quarter's place in the group's parameters; scale,
- * sum, za: the row's, splat (sum centered). `first` overwrites y.
+ * sum, za: the row's, splat (sum centered). `first` overwrites y. mode, shifted: zeroMode and asymmetric.
  */
 // @ts-ignore: decorator
 @inline
 export function finishQuarter(
-  acc: v128, parameters: usize, scale: v128, sum: v128, za: v128, y: usize, first: bool,
+  acc: v128, parameters: usize, scale: v128, sum: v128, za: v128, y: usize, first: bool, mode: i32, shifted: bool,
 ): void {
+  if (shifted) acc = i32x4.sub(acc, i32x4.mul(za, v128.load(parameters, 128)));
   let value: v128;
-  if (plain) {
+  if (mode == ZERO_FOLDED) {
     value = f32x4.convert_i32x4_s(acc);
+  } else if (mode == ZERO_AS_FLOAT) {
+    const product = f32x4.mul(v128.load(parameters, 64), f32x4.convert_i32x4_s(sum));
+    value = f32x4.sub(f32x4.convert_i32x4_s(acc), product);
   } else {
-    if (asymmetric) acc = i32x4.sub(acc, i32x4.mul(za, v128.load(parameters, 128)));
-    const zero = v128.load(parameters, 64);
-    value = floatZero
-      ? f32x4.sub(f32x4.convert_i32x4_s(acc), f32x4.mul(zero, f32x4.convert_i32x4_s(sum)))
-      : f32x4.convert_i32x4_s(i32x4.sub(acc, i32x4.mul(zero, sum)));
+    value = f32x4.convert_i32x4_s(i32x4.sub(acc, timesSum(v128.load(parameters, 64), sum, mode)));
   }
   value = f32x4.mul(value, f32x4.mul(scale, v128.load(parameters)));
   if (!first) value = f32x4.add(v128.load(y), value);
   v128.store(y, value);
+}
+
+/** Eight channels (number `channel` of panel p, a multiple of 8) straight from the stored parameters: isDirect. */
+// @ts-ignore: decorator
+@inline
+export function finishDirect(
+  a: v128, b: v128, entry: usize, channel: usize, scale: v128, sum: v128, y: usize, first: bool, mode: i32,
+): void {
+  let s0: v128;
+  let s1: v128;
+  if (scaleHalf) {
+    const none = i32x4.splat(0);
+    const h = v128.load(scaleAt + ((entry + channel) << 1));
+    s0 = finiteHalf(i16x8.shuffle(none, h, 0, 8, 1, 9, 2, 10, 3, 11));
+    s1 = finiteHalf(i16x8.shuffle(none, h, 4, 12, 5, 13, 6, 14, 7, 15));
+  } else {
+    s0 = v128.load(scaleAt + ((entry + channel) << 2));
+    s1 = v128.load(scaleAt + ((entry + channel) << 2), 16);
+  }
+  if (mode != ZERO_FOLDED) {
+    const z = v128.load8x8_u(zeroAt + entry + channel);
+    const none = i32x4.splat(0);
+    a = i32x4.sub(a, timesSum(i16x8.shuffle(z, none, 0, 8, 1, 9, 2, 10, 3, 11), sum, mode));
+    b = i32x4.sub(b, timesSum(i16x8.shuffle(z, none, 4, 12, 5, 13, 6, 14, 7, 15), sum, mode));
+  }
+  let u = f32x4.mul(f32x4.convert_i32x4_s(a), f32x4.mul(scale, s0));
+  let v = f32x4.mul(f32x4.convert_i32x4_s(b), f32x4.mul(scale, s1));
+  const to = y + (channel << 2);
+  if (!first) {
+    u = f32x4.add(v128.load(to), u);
+    v = f32x4.add(v128.load(to, 16), v);
+  }
+  v128.store(to, u);
+  v128.store(to, v, 16);
 }
 
 /** Bias and epilogue of 16 finished outputs of row m. A swiglu half 0 waits in dst for its other half. */
