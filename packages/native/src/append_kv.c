@@ -24,7 +24,7 @@ static void encode(const float *x, int64_t count, float before, float inverse, i
   for (int64_t i = 0; i < count; i += 16) {
     vf v = v_load_upto(x + i, count - i);
     v = v_mul(v_add(v, v_set(before)), v_set(inverse));
-    const vi code = vi_add(v_to_int(v_rne(v_max(v_min(v, high), low))), vi_set(after));
+    const vi code = vi_add(v_round(v_max(v_min(v, high), low)), vi_set(after));
     vi_store_i8((int8_t *)codes + i, code); /* codes has room for a whole vector */
   }
 }

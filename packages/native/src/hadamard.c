@@ -3,6 +3,7 @@
  * A sum with a factor of +-1 rounds the same with and without fma, so the k x k part may use it.
  */
 #include "kernels.h"
+#include "repeat.h"
 #include "simd.h"
 
 #define MAX_ORDER 512
@@ -46,9 +47,31 @@ static void two_levels(float *y, int64_t length, int64_t span) {
   }
 }
 
+INLINE vf four_levels(vf v) { return v_butterfly(v_butterfly(v_butterfly(v_butterfly(v, 1), 2), 4), 8); }
+
+/* Spans 1 to 32 in registers; length is a multiple of 64. */
+static void first_six_levels(float *y, int64_t length) {
+  for (float *a = y; a < y + length; a += 64) {
+    vf v0 = v_load(a), v1 = v_load(a + 16), v2 = v_load(a + 32), v3 = v_load(a + 48);
+    v0 = four_levels(v0);
+    v1 = four_levels(v1);
+    v2 = four_levels(v2);
+    v3 = four_levels(v3);
+    const vf s0 = v_add(v0, v1), d0 = v_sub(v0, v1), s1 = v_add(v2, v3), d1 = v_sub(v2, v3);
+    v_store(a, v_add(s0, s1));
+    v_store(a + 16, v_add(d0, d1));
+    v_store(a + 32, v_sub(s0, s1));
+    v_store(a + 48, v_sub(d0, d1));
+  }
+}
+
 static void sylvester(float *y, int64_t length, int64_t m, int64_t inner) {
   const int64_t end = m * inner; /* spans run inner, 2 inner, … end / 2 */
   int64_t span = inner;
+  if (inner == 1 && m >= 64) {
+    first_six_levels(y, length);
+    span = 64;
+  }
   if (span < 16 && (span & (span - 1)) == 0 && span < end) {
     const int64_t to = nb_min(end, 16);
     inner_levels(y, length, span, to);
@@ -65,29 +88,45 @@ static void sylvester(float *y, int64_t length, int64_t m, int64_t inner) {
   }
 }
 
-/* Rows i of `count` outputs at one column block: first term as it is, the others in order. */
-INLINE void combine(int count, const float *a, int64_t k, const vf *v, vf *out) {
-  UNROLL for (int i = 0; i < count; i++) out[i] = v_mul(v_set(a[i * k]), v[0]);
-  for (int64_t j = 1; j < k; j++) {
-    const vf x = v[j];
-    UNROLL for (int i = 0; i < count; i++) out[i] = v_fma(v_set(a[i * k + j]), x, out[i]);
+#define FIRST(i) vf o##i = v_mul(v_set(a[(i) * k]), v[0]);
+#define NEXT(i) o##i = v_fma(v_set(a[(i) * k + j]), x, o##i);
+#define KEEP(i) out[i] = o##i;
+/* Some outputs at one column block: first term as it is, the others in order. */
+#define COMBINE(count)                                                              \
+  INLINE void combine_##count(const float *a, int64_t k, const vf *v, vf *out) {    \
+    REPEAT(count, FIRST)                                                            \
+    for (int64_t j = 1; j < k; j++) {                                               \
+      const vf x = v[j];                                                            \
+      REPEAT(count, NEXT)                                                           \
+    }                                                                               \
+    REPEAT(count, KEEP)                                                             \
   }
-}
+COMBINE(1)
+#if PART == 16
+#define AT_ONCE 12
+COMBINE(12)
+#define COMBINE_MANY combine_12
+#else
+#define AT_ONCE 4
+COMBINE(4)
+#define COMBINE_MANY combine_4
+#endif
 
-/* y[i] = sum over j of A[i][j] y[j], where y[j] are `run` floats each. */
-static void small_matrix(float *y, const float *a, int64_t k, int64_t run) {
-  vf v[MAX_ORDER], out[8];
+/* y[i] = (sum over j of A[i][j] y[j]) * norm, then * post; y[j] and post[j] are `run` floats each. */
+static void small_matrix(float *y, const float *a, int64_t k, int64_t run, vf norm, const float *post) {
+  vf v[MAX_ORDER], out[AT_ONCE];
   for (int64_t at = 0; at < run; at += 16) {
     const int64_t n = run - at;
     for (int64_t j = 0; j < k; j++) v[j] = v_load_upto(y + j * run + at, n);
-    int64_t i = 0;
-    for (; i + 6 <= k; i += 6) {
-      combine(6, a + i * k, k, v, out);
-      for (int l = 0; l < 6; l++) v_store_upto(y + (i + l) * run + at, out[l], n);
-    }
-    for (; i < k; i++) {
-      combine(1, a + i * k, k, v, out);
-      v_store_upto(y + i * run + at, out[0], n);
+    for (int64_t i = 0; i < k;) {
+      const int count = i + AT_ONCE <= k ? AT_ONCE : 1;
+      if (count > 1) COMBINE_MANY(a + i * k, k, v, out);
+      else combine_1(a + i * k, k, v, out);
+      for (int l = 0; l < count; l++, i++) {
+        vf x = v_mul(out[l], norm);
+        if (post) x = v_mul(x, v_load_upto(post + i * run + at, n));
+        v_store_upto(y + i * run + at, x, n);
+      }
     }
   }
 }
@@ -107,11 +146,19 @@ void ISA_NAME(row_hadamard)(const float *x, float *y, const nb_hadamard *h) {
   } else {
     sylvester(y, length, h->m, h->inner);
   }
-  if (h->k > 1) {
-    for (int64_t b = 0; b < h->blocks; b++) small_matrix(y + b * block, h->matrix, h->k, h->m * h->inner);
-  }
   const vf norm = v_set(h->norm);
-  for (int64_t i = 0; i < length; i += 16) {
+  if (h->k > 1) {
+    for (int64_t b = 0; b < h->blocks; b++) {
+      const float *post = h->post ? h->post + b * block : NULL;
+      small_matrix(y + b * block, h->matrix, h->k, h->m * h->inner, norm, post);
+    }
+    return;
+  }
+  int64_t i = 0;
+  if (!h->post) {
+    for (; i + 16 <= length; i += 16) v_store(y + i, v_mul(v_load(y + i), norm));
+  }
+  for (; i < length; i += 16) {
     vf v = v_mul(v_load_upto(y + i, length - i), norm);
     if (h->post) v = v_mul(v, v_load_upto(h->post + i, length - i));
     v_store_upto(y + i, v, length - i);

@@ -24,8 +24,15 @@ void ISA_NAME(row_rmsnorm)(const float *x, float *y, int64_t width, const float 
 }
 
 static float amax_of(const float *x, int64_t n) {
-  vf m = v_zero();
+  vf m = v_zero(), m1 = m, m2 = m, m3 = m;
   int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    m = v_max(m, v_abs(v_load(x + i)));
+    m1 = v_max(m1, v_abs(v_load(x + i + 16)));
+    m2 = v_max(m2, v_abs(v_load(x + i + 32)));
+    m3 = v_max(m3, v_abs(v_load(x + i + 48)));
+  }
+  m = v_max(v_max(m, m1), v_max(m2, m3));
   for (; i + 16 <= n; i += 16) m = v_max(m, v_abs(v_load(x + i)));
   if (i < n) m = v_max(m, v_abs(v_load_n(x + i, (int)(n - i))));
   return v_fold_max(m);
@@ -79,32 +86,40 @@ static grid grid_of(const float *x, int64_t n, const nb_quant *q) {
   return g;
 }
 
-/* Codes of n values; returns their sum. Clamping before the rounding is the same, since the bounds are integers. */
-static int32_t encode(const float *x, int64_t n, const grid *g, int8_t *codes) {
+INLINE vi codes_of(int clamped, vf x, vf inverse, vf low, vf high, vi shift) {
+  vf v = v_mul(x, inverse);
+  if (clamped) v = v_max(v_min(v, high), low);
+  return vi_add(v_round(v), shift);
+}
+
+/*
+ * Codes of n values; returns their sum. Clamping before the rounding is the same, since the bounds are integers; without
+ * a clip, symmetric codes cannot leave them.
+ */
+INLINE int32_t encode_as(int clamped, const float *x, int64_t n, const grid *g, int8_t *codes) {
   const vf inverse = v_set(g->inverse);
   const vf low = v_set((float)(g->low - g->zero)), high = v_set((float)(g->high - g->zero));
   const vi shift = vi_set(g->zero - g->offset);
   vi sum = vi_set(0);
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
-    vf v = v_mul(v_load(x + i), inverse);
-    v = v_rne(v_max(v_min(v, high), low));
-    const vi code = vi_add(v_to_int(v), shift);
+    const vi code = codes_of(clamped, v_load(x + i), inverse, low, high, shift);
     sum = vi_add(sum, code);
     vi_store_i8(codes + i, code);
   }
   int32_t total = vi_fold(sum);
   if (i < n) {
     int32_t t[16];
-    vf v = v_mul(v_load_n(x + i, (int)(n - i)), inverse);
-    v = v_rne(v_max(v_min(v, high), low));
-    vi_store(t, vi_add(v_to_int(v), shift));
+    vi_store(t, codes_of(clamped, v_load_n(x + i, (int)(n - i)), inverse, low, high, shift));
     for (int l = 0; i < n; i++, l++) {
       codes[i] = (int8_t)t[l];
       total += t[l];
     }
   }
   return total;
+}
+static int32_t encode(const float *x, int64_t n, const grid *g, int8_t *codes, int clamped) {
+  return clamped ? encode_as(1, x, n, g, codes) : encode_as(0, x, n, g, codes);
 }
 
 void ISA_NAME(row_quantize)(const float *x, const nb_quant *q, int8_t *codes, float *scale, int32_t *sum,
@@ -123,7 +138,7 @@ void ISA_NAME(row_quantize)(const float *x, const nb_quant *q, int8_t *codes, fl
       scale[i] = g.scale;
       if (zero) zero[i] = g.zero - g.offset;
     }
-    sum[i] = encode(x + at, n, &g, codes + at);
+    sum[i] = encode(x + at, n, &g, codes + at, !q->symmetric || q->clip < 1.0f);
   }
   for (int64_t i = q->width; i < nb_round_up(q->width, 32); i++) codes[i] = 0;
 }

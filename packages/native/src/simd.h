@@ -204,6 +204,20 @@ INLINE vi v_to_int(vf x) {
   PER_PART r.p[i_] = __builtin_convertvector(x.p[i_], pi);
   return r;
 }
+/* rne as integers; |x| <= 2^22 (the rounding mode is never changed). */
+INLINE vi v_round(vf x) {
+#if PART == 16
+  vi r;
+  r.p[0] = (pi)_mm512_cvtps_epi32((__m512)x.p[0]);
+  return r;
+#elif PART == 8
+  vi r;
+  PER_PART r.p[i_] = (pi)_mm256_cvtps_epi32((__m256)x.p[i_]);
+  return r;
+#else
+  return v_to_int(v_rne(x));
+#endif
+}
 INLINE vf vi_to_float(vi x) {
   vf r;
   PER_PART r.p[i_] = __builtin_convertvector(x.p[i_], pf);
@@ -239,6 +253,9 @@ INLINE float v_fold(vf v) {
 #endif
 }
 INLINE float v_fold_max(vf v) {
+#if PART == 16
+  return _mm512_reduce_max_ps((__m512)v.p[0]);
+#endif
   float t[16];
   v_store(t, v);
   for (int s = 8; s; s >>= 1)
@@ -246,6 +263,9 @@ INLINE float v_fold_max(vf v) {
   return t[0];
 }
 INLINE int32_t vi_fold(vi v) {
+#if PART == 16
+  return _mm512_reduce_add_epi32((__m512i)v.p[0]);
+#endif
   int32_t t[16], sum = 0;
   vi_store(t, v);
   for (int l = 0; l < 16; l++) sum += t[l];
@@ -383,26 +403,39 @@ INLINE vf v_swap(vf x, int distance) {
   }
   return x;
 #else
-  float t[16], u[16];
-  v_store(t, x);
-  for (int l = 0; l < 16; l++) u[l] = t[l ^ distance];
-  return v_load(u);
+  vf r = x;
+  if (distance >= PART) {
+    PER_PART r.p[i_] = x.p[i_ ^ (distance / PART)];
+    return r;
+  }
+#if PART == 8
+  PER_PART {
+    const __m256 v = (__m256)x.p[i_];
+    if (distance == 1) r.p[i_] = (pf)_mm256_permute_ps(v, 0xb1);
+    else if (distance == 2) r.p[i_] = (pf)_mm256_permute_ps(v, 0x4e);
+    else r.p[i_] = (pf)_mm256_permute2f128_ps(v, v, 1);
+  }
+#else
+  PER_PART {
+    const pf v = x.p[i_];
+    r.p[i_] = distance == 1 ? (pf){v[1], v[0], v[3], v[2]} : (pf){v[2], v[3], v[0], v[1]};
+  }
+#endif
+  return r;
 #endif
 }
-/* One butterfly level inside the vector: (a, b) -> (a + b, a - b) for lanes l and l + distance. */
+/*
+ * One butterfly level inside the vector: (a, b) -> (a + b, a - b) for lanes l and l + distance. The product with +-1 is
+ * exact, so a fused multiply-add rounds as the sum or difference does.
+ */
 INLINE vf v_butterfly(vf x, int distance) {
-#if PART == 16
-  static const uint16_t odd[9] = {0, 0xaaaa, 0xcccc, 0, 0xf0f0, 0, 0, 0, 0xff00};
-  const vf s = v_swap(x, distance);
-  const __m512 sum = (__m512)(x.p[0] + s.p[0]);
-  x.p[0] = (pf)_mm512_mask_sub_ps(sum, odd[distance], (__m512)s.p[0], (__m512)x.p[0]);
-  return x;
-#else
-  float t[16], u[16];
-  v_store(t, x);
-  for (int l = 0; l < 16; l++) u[l] = l & distance ? t[l ^ distance] - t[l] : t[l] + t[l ^ distance];
-  return v_load(u);
-#endif
+  static const float signs[4][16] = {
+      {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},
+      {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},
+      {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},
+      {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}};
+  const int row = distance == 1 ? 0 : distance == 2 ? 1 : distance == 4 ? 2 : 3;
+  return v_fma(x, v_load(signs[row]), v_swap(x, distance));
 }
 
 #endif

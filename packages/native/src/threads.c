@@ -1,6 +1,6 @@
 /*
  * Spin, yield, sleep. Inside a run a barrier costs a few hundred nanoseconds while every thread has a core of its own;
- * when one is late (another process, more threads than cores) the others first yield and after a millisecond sleep, so
+ * when one is late (another process, more threads than cores) the others first yield and then sleep, so that
  * a busy machine slows us down in proportion and no more. Between runs the workers spin for a moment, then sleep.
  */
 #include "threads.h"
@@ -15,8 +15,8 @@
 #include <sys/syscall.h>
 #endif
 
-#define SPIN_NS 60000    /* pause loops */
-#define YIELD_NS 1000000 /* then sched_yield, then sleep */
+#define SPIN_NS 60000   /* pause loops */
+#define YIELD_NS 300000 /* then sched_yield, then sleep: an idle core can take over the late thread */
 #define IDLE_NS 50000    /* workers between runs */
 
 int64_t nb_now(void) {
