@@ -4,6 +4,7 @@
  *
  * relaxed panel: [kPad / 4][16 channels][4 k] bytes; 7- and 8-bit codes become two nibble panels. A 16-bit lane gains two products
  * of at most maxCode * 128 per four columns, which bounds how many may be summed before widening (`safeSteps`).
+ * Loops are not unrolled: V8 issues all loads of a block first, and a longer block spills its sums.
  * simd panel: [kPad / 4][2 pairs][16 channels][2 k] 16-bit, pairs (k, k + 2) and (k + 1, k + 3), as in dot-panel.ts.
  */
 import { rowScale, rowSum, rowZero } from "./activations";
@@ -26,11 +27,11 @@ export function twoPlanes(): bool {
 
 /**
  * Four-column steps whose products fit a 16-bit lane (two products a step), for codes up to 2^codeBits - 1 and |x| up to
- * `largest`. Even, so that steps can be taken in pairs: callers keep codeBits at 6 or below.
+ * `largest`; at least 2, as callers keep codeBits at 6 or below.
  */
 export function safeSteps(codeBits: i32, largest: i32): i32 {
   const steps = 32767 / (((1 << codeBits) - 1) * 2 * max<i32>(largest, 1));
-  return steps >= 64 ? 64 : steps & ~1;
+  return min<i32>(steps, 64);
 }
 
 /** The same for the open weight. */
@@ -393,24 +394,10 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
           c = v128.load(w, 48);
           let a3 = dot8(x, c);
           let b3 = dot8(y, c);
-          x = v128.load32_splat(p0, 4);
-          y = v128.load32_splat(p1, 4);
-          c = v128.load(w, 64);
-          a0 = i16x8.add(a0, dot8(x, c));
-          b0 = i16x8.add(b0, dot8(y, c));
-          c = v128.load(w, 80);
-          a1 = i16x8.add(a1, dot8(x, c));
-          b1 = i16x8.add(b1, dot8(y, c));
-          c = v128.load(w, 96);
-          a2 = i16x8.add(a2, dot8(x, c));
-          b2 = i16x8.add(b2, dot8(y, c));
-          c = v128.load(w, 112);
-          a3 = i16x8.add(a3, dot8(x, c));
-          b3 = i16x8.add(b3, dot8(y, c));
-          p0 += 8;
-          p1 += 8;
-          w += 128;
-          while ((count -= 2) > 0) {
+          p0 += 4;
+          p1 += 4;
+          w += 64;
+          while (--count > 0) {
             x = v128.load32_splat(p0);
             y = v128.load32_splat(p1);
             c = v128.load(w);
@@ -425,23 +412,9 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
             c = v128.load(w, 48);
             a3 = i16x8.add(a3, dot8(x, c));
             b3 = i16x8.add(b3, dot8(y, c));
-            x = v128.load32_splat(p0, 4);
-            y = v128.load32_splat(p1, 4);
-            c = v128.load(w, 64);
-            a0 = i16x8.add(a0, dot8(x, c));
-            b0 = i16x8.add(b0, dot8(y, c));
-            c = v128.load(w, 80);
-            a1 = i16x8.add(a1, dot8(x, c));
-            b1 = i16x8.add(b1, dot8(y, c));
-            c = v128.load(w, 96);
-            a2 = i16x8.add(a2, dot8(x, c));
-            b2 = i16x8.add(b2, dot8(y, c));
-            c = v128.load(w, 112);
-            a3 = i16x8.add(a3, dot8(x, c));
-            b3 = i16x8.add(b3, dot8(y, c));
-            p0 += 8;
-            p1 += 8;
-            w += 128;
+            p0 += 4;
+            p1 += 4;
+            w += 64;
           }
           s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
           s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
@@ -551,18 +524,9 @@ export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, paramete
           let a2 = dot8(x, c);
           c = v128.load(w, 48);
           let a3 = dot8(x, c);
-          x = v128.load32_splat(p0, 4);
-          c = v128.load(w, 64);
-          a0 = i16x8.add(a0, dot8(x, c));
-          c = v128.load(w, 80);
-          a1 = i16x8.add(a1, dot8(x, c));
-          c = v128.load(w, 96);
-          a2 = i16x8.add(a2, dot8(x, c));
-          c = v128.load(w, 112);
-          a3 = i16x8.add(a3, dot8(x, c));
-          p0 += 8;
-          w += 128;
-          while ((count -= 2) > 0) {
+          p0 += 4;
+          w += 64;
+          while (--count > 0) {
             x = v128.load32_splat(p0);
             c = v128.load(w);
             a0 = i16x8.add(a0, dot8(x, c));
@@ -572,17 +536,8 @@ export function tileGroups1(panel: usize, x0: usize, y0: usize, m: i32, paramete
             a2 = i16x8.add(a2, dot8(x, c));
             c = v128.load(w, 48);
             a3 = i16x8.add(a3, dot8(x, c));
-            x = v128.load32_splat(p0, 4);
-            c = v128.load(w, 64);
-            a0 = i16x8.add(a0, dot8(x, c));
-            c = v128.load(w, 80);
-            a1 = i16x8.add(a1, dot8(x, c));
-            c = v128.load(w, 96);
-            a2 = i16x8.add(a2, dot8(x, c));
-            c = v128.load(w, 112);
-            a3 = i16x8.add(a3, dot8(x, c));
-            p0 += 8;
-            w += 128;
+            p0 += 4;
+            w += 64;
           }
           s0 = i32x4.add(s0, i32x4.extadd_pairwise_i16x8_s(a0));
           s1 = i32x4.add(s1, i32x4.extadd_pairwise_i16x8_s(a1));
