@@ -53,11 +53,11 @@ export interface SealInfo {
 /** The coder of one plane of one layer and head. Deterministic: same rows and info, same bytes. */
 export interface PlaneCodec {
   readonly caps: CodecCaps;
-  /** Fixed bytes of one group (16-byte multiple); the page holds nothing else of it. */
+  /** Fixed bytes of one group (a multiple of 4, so that f32 and i32 views fit); the page holds nothing else of it. */
   readonly groupBytes: number;
   /**
-   * Codes n rows [n, headDim] (n <= group; only the last group of a flush is short, and only for group 1 codecs) into dst
-   * [groupBytes]. @returns the variable part, null when there is none
+   * Codes n = caps.group rows [n, headDim] into dst [groupBytes], which may hold anything before.
+   * @returns the variable part, null when there is none
    */
   encode(rows: Float32Array, n: number, dst: Uint8Array, info: SealInfo): Uint8Array | null;
   /** Decodes the first n rows into out [n, headDim]. */
@@ -113,9 +113,14 @@ export interface AttentionStats {
   live: number;
   /** True for the first step of a sequence (its prompt, or the part of it that ran exactly). */
   prompt: boolean;
+  /**
+   * True when more query rows of the same step follow (a long prompt hands its logits over in parts): the policy only
+   * accumulates, its plan is ignored.
+   */
+  more: boolean;
   /** colSumProb / colMaxProb: [live]. */
   columns?: Float32Array;
-  /** rawLogits: [rows * heads, live] scaled and masked (-Infinity where a row may not look). */
+  /** rawLogits: [rows * heads, live] scaled and masked (-Infinity where a row may not look); `heads` query heads. */
   logits?: Float32Array;
   heads?: number;
 }
@@ -132,7 +137,10 @@ export interface AuxPart {
   acc: Float32Array;
 }
 
-/** Rows of one step before RoPE: k, v [rows, headDim] of the stream's head. A policy may change them. */
+/**
+ * Rows of one step before RoPE: k, v [rows, kvHeads * headDim] of the stream's KV heads (one of them for granularity
+ * "head"). A policy may change them.
+ */
 export interface PreRopeRows {
   k: Float32Array;
   v: Float32Array;
@@ -140,7 +148,10 @@ export interface PreRopeRows {
   position: number;
 }
 
-/** Per row: append it, or merge it into the newest slot (weights of the old slot and of the row). */
+/**
+ * Per row: append it, or merge it into the newest slot: old * oldWeight + row * newWeight, keys as the cache holds them.
+ * The slot takes the position of the row. The newest slot of a stream whose policy has preAppend stays exact.
+ */
 export type RowDecision = "append" | { merge: { oldWeight: number; newWeight: number } };
 
 /** State and decisions of a policy for one stream. */
@@ -148,9 +159,9 @@ export interface StreamPolicy {
   preAppend?(rows: PreRopeRows): RowDecision[];
   /** After attention, with committed rows only. null: keep everything. */
   afterAttend?(stats: AttentionStats): RetentionPlan | null;
-  /** Each evicted row (as attention saw it: decoded, keys after RoPE), before its slot is freed. */
+  /** Each evicted row [kvHeads * headDim] (as attention saw it: decoded, keys after RoPE), before its slot is freed. */
   onEvict?(key: Float32Array, value: Float32Array): void;
-  /** Queries [rows, headDim] after RoPE. */
+  /** Queries [rows, headDim] after RoPE (before any head transform); `rows` counts query rows times query heads. */
   auxPart?(queries: Float32Array, rows: number): AuxPart | null;
   /** Upper bound of live slots for a prompt of this length; null: grows with the text. */
   capacity(promptLength: number): number | null;
