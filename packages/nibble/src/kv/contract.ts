@@ -103,7 +103,10 @@ export interface StreamInfo {
   sequence: number;
 }
 
-/** Statistics of one step, over the live slots in slot order. `rows` query rows were committed in it. */
+/**
+ * Statistics of one step, over the live slots in the order in which they were appended, whatever place they have in pages;
+ * the last of them are those of the step. `rows` query rows were committed in it.
+ */
 export interface AttentionStats {
   /** Committed rows of this step; 1 while decoding. */
   rows: number;
@@ -115,12 +118,20 @@ export interface AttentionStats {
   prompt: boolean;
   /**
    * True when more query rows of the same step follow (a long prompt hands its logits over in parts): the policy only
-   * accumulates, its plan is ignored.
+   * accumulates, its plan is ignored. `live` counts the slots of all rows of the step.
    */
   more: boolean;
+  /**
+   * Tokens of the prompt, those still to come included when it is fed in parts or one by one (an evaluated text is all
+   * prompt): what budgets given as shares are shares of. The same number in every step of a sequence.
+   */
+  promptLength: number;
   /** colSumProb / colMaxProb: [live]. */
   columns?: Float32Array;
-  /** rawLogits: [rows * heads, live] scaled and masked (-Infinity where a row may not look); `heads` query heads. */
+  /**
+   * rawLogits: [rows * heads, live], the `heads` query heads of a row together; scaled and masked (-Infinity where a row
+   * may not look).
+   */
   logits?: Float32Array;
   heads?: number;
 }
@@ -163,7 +174,7 @@ export interface StreamPolicy {
   onEvict?(key: Float32Array, value: Float32Array): void;
   /** Queries [rows, headDim] after RoPE (before any head transform); `rows` counts query rows times query heads. */
   auxPart?(queries: Float32Array, rows: number): AuxPart | null;
-  /** Upper bound of live slots for a prompt of this length; null: grows with the text. */
+  /** Upper bound of live slots after a step, for a prompt of this length; null: grows with the text. */
   capacity(promptLength: number): number | null;
   snapshot(): Uint8Array;
   restore(bytes: Uint8Array): void;
