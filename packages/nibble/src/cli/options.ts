@@ -106,6 +106,8 @@ export interface RecipeOptions {
   samples?: number;
   seqlen?: number;
   seed?: number;
+  targetBpw?: number;
+  sensitivity?: string;
 }
 
 /** What is to be done to a model. */
@@ -122,7 +124,13 @@ export function recipeOptions(command: Command): void {
     .option("--calibration <file>", "calibration text (default: the model writes its own)")
     .option("--samples <n>", "calibration windows", integer("--samples", 1, 65536))
     .option("--seqlen <n>", "tokens of a calibration window", integer("--seqlen", 2, 1 << 20))
-    .option("--seed <n>", "seed of everything random", integer("--seed", 0, 2 ** 32 - 1));
+    .option("--seed <n>", "seed of everything random", integer("--seed", 0, 2 ** 32 - 1))
+    .option(
+      "--target-bpw <n>",
+      "stored bits per weight of the linears; bits are allocated module by module",
+      number("--target-bpw", 0.1, 32),
+    )
+    .option("--sensitivity <file>", "allocate by this JSON of `nibble sensitivity`");
 }
 
 /** The cache of the run. The value is a preset name or a JSON object. */

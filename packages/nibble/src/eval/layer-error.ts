@@ -10,7 +10,7 @@ import type { Backend } from "../kernels/contract.js";
 import { planCache } from "../kv/cache.js";
 import { kvPreset } from "../kv/presets.js";
 import { roundToNearest, rtn } from "../methods/rtn.js";
-import type { Model, Parameter } from "../model/model.js";
+import type { LazyTensor, Model, Parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
 import { BlockRunner, statsKey } from "../observers/block-runner.js";
 import { type OpenedModel, openModel } from "../runtime/open.js";
@@ -24,7 +24,7 @@ export interface RoundingOptions {
 }
 
 /** Widths at which modules are measured, for the allocation of bits. */
-export const WIDTHS: readonly number[] = [2, 3, 4, 8];
+export const WIDTHS: readonly number[] = [2, 3, 4, 5, 6, 8];
 
 export interface ModuleError {
   path: string;
@@ -189,13 +189,33 @@ export function shareOut(
   });
 }
 
-/** KL and loss of the whole model when one layer alone is rounded. */
+/** A copy of a model that reads (and transforms) every tensor once and hands out copies from memory. */
+function inMemory(model: Model): Model {
+  const held = new Map<LazyTensor, Promise<Float32Array>>();
+  const keep = (tensor: LazyTensor): LazyTensor => ({
+    shape: tensor.shape,
+    async read() {
+      const data = held.get(tensor) ?? tensor.read();
+      held.set(tensor, data);
+      return (await data).slice();
+    },
+  });
+  const parameters = new Map<string, Parameter>();
+  for (const [path, parameter] of model.parameters) {
+    const { weight } = parameter;
+    parameters.set(path, "quant" in weight ? parameter : { ...parameter, weight: keep(weight) });
+  }
+  return { ...model, parameters, close: async () => {} };
+}
+
+/** KL and loss of the whole model when one layer alone is rounded. Holds the model in f32 three times. */
 export async function layerSensitivity(
-  model: Model,
+  source: Model,
   ids: number[],
   rounding: RoundingOptions,
   options: MeasureOptions,
 ): Promise<NonNullable<SensitivityResult["kl"]>> {
+  const model = inMemory(source);
   const shape = { maxContext: ids.length, sequences: 1 };
   const reference: OpenedModel = await openModel(model, openOptions(options, shape));
   const out: NonNullable<SensitivityResult["kl"]> = [];

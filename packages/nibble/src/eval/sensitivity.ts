@@ -14,6 +14,9 @@ export interface Sensitivity {
   loss: Readonly<Record<number, number>>;
 }
 
+/** Stored bits per weight of a module beside its codes (scales, zeros, padding), where they differ between modules. */
+export type Overhead = number | ((path: string, bits: number) => number);
+
 interface Step {
   module: number;
   from: number;
@@ -32,19 +35,19 @@ interface Step {
 export function allocateBits(
   sensitivities: readonly Sensitivity[],
   targetBitsPerWeight: number,
-  overheadBits: number,
+  overheadBits: Overhead,
 ): Map<string, number> {
   const widths = sensitivities.map(widthsOf);
   const total = sensitivities.reduce((sum, { weights }) => sum + weights, 0);
-  if (!Number.isFinite(targetBitsPerWeight) || !Number.isFinite(overheadBits)) {
+  if (!Number.isFinite(targetBitsPerWeight) || Number.isNaN(overheadBits)) {
     throw new UsageError("the target and the overhead must be numbers of bits per weight");
   }
   // A budget that is met exactly must not fail for the rounding of 4.3 * weights.
-  const budget = (targetBitsPerWeight - overheadBits) * total * (1 + 1e-12);
+  const budget = targetBitsPerWeight * total * (1 + 1e-12);
   const chosen = widths.map((list) => list[0] as number);
-  let spent = spentBits(sensitivities, chosen);
+  let spent = spentBits(sensitivities, chosen, overheadBits);
   if (spent > budget) {
-    const least = total > 0 ? spent / total + overheadBits : 0;
+    const least = total > 0 ? spent / total : 0;
     throw new UsageError(
       `${targetBitsPerWeight} bits per weight are not enough: the narrowest widths take ${least.toFixed(3)}`,
       { hint: "Raise --target-bpw, use larger groups, or measure narrower widths." },
@@ -52,7 +55,7 @@ export function allocateBits(
     );
   }
   const steps = sensitivities.flatMap((one, module) =>
-    hullSteps(one, widths[module] ?? [], module),
+    hullSteps(one, widths[module] ?? [], module, overheadBits),
   );
   // Sorting is stable, so equal slopes keep module order; slopes of one module fall, so its steps stay in order.
   steps.sort((a, b) => b.gain * a.cost - a.gain * b.cost);
@@ -61,7 +64,7 @@ export function allocateBits(
     chosen[module] = to;
     spent += cost;
   }
-  const uniform = bestUniform(sensitivities, widths, budget);
+  const uniform = bestUniform(sensitivities, widths, budget, overheadBits);
   const better =
     uniform && totalLoss(sensitivities, uniform) < totalLoss(sensitivities, chosen)
       ? uniform
@@ -73,11 +76,11 @@ export function allocateBits(
 export function allocatedBitsPerWeight(
   sensitivities: readonly Sensitivity[],
   bits: ReadonlyMap<string, number>,
-  overheadBits: number,
+  overheadBits: Overhead,
 ): number {
   const chosen = sensitivities.map(({ path }) => bits.get(path) ?? 0);
   const total = sensitivities.reduce((sum, { weights }) => sum + weights, 0);
-  return total > 0 ? spentBits(sensitivities, chosen) / total + overheadBits : 0;
+  return total > 0 ? spentBits(sensitivities, chosen, overheadBits) / total : 0;
 }
 
 /** Widths that were measured, rising. */
@@ -104,9 +107,10 @@ function widthsOf({ path, weights, loss }: Sensitivity): number[] {
 
 /** Steps along the lower convex hull of (bits, loss), from the narrowest width; only those that lower the loss. */
 function hullSteps(
-  { weights, loss }: Sensitivity,
+  { path, weights, loss }: Sensitivity,
   widths: readonly number[],
   module: number,
+  overheadBits: Overhead,
 ): Step[] {
   const steps: Step[] = [];
   let at = 0;
@@ -120,7 +124,8 @@ function hullSteps(
         module,
         from,
         to,
-        cost: weights * (to - from),
+        cost:
+          weights * (storedWidth(path, to, overheadBits) - storedWidth(path, from, overheadBits)),
         gain: (loss[from] as number) - (loss[to] as number),
       };
       // The steepest; of equal slopes the longest, which the others lie on.
@@ -140,19 +145,32 @@ function bestUniform(
   sensitivities: readonly Sensitivity[],
   widths: readonly number[][],
   budget: number,
+  overheadBits: Overhead,
 ): number[] | null {
   let best: number[] | null = null;
   for (const bits of widths[0] ?? []) {
     if (!widths.every((list) => list.includes(bits))) continue;
     const chosen = widths.map(() => bits);
-    if (spentBits(sensitivities, chosen) > budget) continue;
+    if (spentBits(sensitivities, chosen, overheadBits) > budget) continue;
     if (!best || totalLoss(sensitivities, chosen) < totalLoss(sensitivities, best)) best = chosen;
   }
   return best;
 }
 
-function spentBits(sensitivities: readonly Sensitivity[], chosen: readonly number[]): number {
-  return sensitivities.reduce((sum, { weights }, i) => sum + weights * (chosen[i] as number), 0);
+function storedWidth(path: string, bits: number, overheadBits: Overhead): number {
+  return bits + (typeof overheadBits === "number" ? overheadBits : overheadBits(path, bits));
+}
+
+function spentBits(
+  sensitivities: readonly Sensitivity[],
+  chosen: readonly number[],
+  overheadBits: Overhead,
+): number {
+  return sensitivities.reduce(
+    (sum, { path, weights }, i) =>
+      sum + weights * storedWidth(path, chosen[i] as number, overheadBits),
+    0,
+  );
 }
 
 function totalLoss(sensitivities: readonly Sensitivity[], chosen: readonly number[]): number {

@@ -15,8 +15,10 @@ export interface Assignment {
   method: SolverMethod<unknown>;
   /** Index into recipe.steps. */
   step: number;
-  /** Options of this module: those of the step with the override merged in. */
+  /** Options of this module: those of the step with the budget's bits and the override merged in. */
   options: unknown;
+  /** True when an override names the bits, so that a budget has no say. */
+  bitsGiven: boolean;
 }
 
 /**
@@ -53,10 +55,21 @@ export function assignModules(recipe: Recipe, specs: readonly ParameterSpec[]): 
         );
       }
       const override = overrideOf(spec);
-      const options = override
-        ? mergedOptions(step, override.values, override.place)
-        : step.options;
-      found.set(spec.path, { spec, method, step: index, options });
+      const allocated = method.kind === "weights" ? recipe.budget?.bits?.[spec.path] : undefined;
+      const values = {
+        ...(allocated === undefined ? {} : { bits: allocated }),
+        ...override?.values,
+      };
+      const place = override?.place ?? "budget";
+      const options =
+        Object.keys(values).length > 0 ? mergedOptions(step, values, place) : step.options;
+      found.set(spec.path, {
+        spec,
+        method,
+        step: index,
+        options,
+        bitsGiven: override !== undefined && "bits" in override.values,
+      });
     }
   }
   const quantizesInputs = recipe.steps.some(({ method }) => method.kind === "activations");

@@ -19,6 +19,10 @@ export interface RecipeFlags {
   calibration?: string | undefined;
   samples?: number | undefined;
   seqlen?: number | undefined;
+  /** Stored bits per weight of the linears: widths are allocated module by module. */
+  targetBpw?: number | undefined;
+  /** JSON of `nibble sensitivity` that the allocation uses; without it the sensitivity is measured. */
+  sensitivity?: string | undefined;
 }
 
 /** @throws UsageError unless exactly one of recipe and preset is given; RecipeError for what is wrong inside. */
@@ -61,8 +65,23 @@ async function sourceOf(flags: RecipeFlags): Promise<RecipeSource> {
 /** Flags win over the recipe. */
 function applyRunFlags(recipe: Recipe, flags: RecipeFlags): Recipe {
   const { calibration } = recipe;
+  const bitsPerWeight = flags.targetBpw ?? recipe.budget?.bitsPerWeight;
+  if (flags.sensitivity !== undefined && bitsPerWeight === undefined) {
+    throw new UsageError("--sensitivity allocates bits under a budget, and there is none", {
+      hint: "Add --target-bpw 4.5.",
+    });
+  }
+  const changed = flags.targetBpw !== undefined || flags.sensitivity !== undefined;
   return {
     ...recipe,
+    budget:
+      changed && bitsPerWeight !== undefined
+        ? {
+            bitsPerWeight,
+            sensitivity: flags.sensitivity ?? recipe.budget?.sensitivity ?? null,
+            bits: null,
+          }
+        : recipe.budget,
     seed: flags.seed ?? recipe.seed,
     calibration: {
       file: flags.calibration ?? calibration.file,
@@ -74,7 +93,7 @@ function applyRunFlags(recipe: Recipe, flags: RecipeFlags): Recipe {
 
 /** The resolved recipe as data, the way an artifact stores it: every default written out, no folders of this machine. */
 export function recipeToJson(recipe: Recipe): Record<string, unknown> {
-  const { calibration, eval: evaluation } = recipe;
+  const { calibration, budget, eval: evaluation } = recipe;
   return {
     version: recipe.version,
     seed: recipe.seed,
@@ -84,6 +103,15 @@ export function recipeToJson(recipe: Recipe): Record<string, unknown> {
     },
     steps: recipe.steps.map((step) => ({ [step.method.id]: step.options })),
     overrides: recipe.overrides.map(({ match, values }) => ({ match, ...values })),
+    ...(budget
+      ? {
+          budget: {
+            bitsPerWeight: budget.bitsPerWeight,
+            ...(budget.sensitivity ? { sensitivity: basename(budget.sensitivity) } : {}),
+            ...(budget.bits ? { bits: budget.bits } : {}),
+          },
+        }
+      : {}),
     ...(evaluation
       ? { eval: { ...evaluation, ...(evaluation.ppl ? { ppl: basename(evaluation.ppl) } : {}) } }
       : {}),

@@ -9,13 +9,14 @@ import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
 import { cacheBytes } from "../kv/cache.js";
 import { kvPreset, resolveKv } from "../kv/presets.js";
-import type { MethodKind, ModelMethod, Produced } from "../methods/contract.js";
+import type { MethodKind, ModelMethod } from "../methods/contract.js";
 import type { Model } from "../model/model.js";
 import type { ParameterSpec } from "../model/roles.js";
 import { loadModel } from "../runtime/load-model.js";
-import { type Assignment, applyActivations, assignModules, stepsOf } from "./assign.js";
+import { applyActivations, assignModules, stepsOf } from "./assign.js";
 import { recipeToJson } from "./load.js";
 import type { Recipe } from "./schema.js";
+import { storedBits } from "./stored-bits.js";
 
 export interface PlannedStep {
   id: string;
@@ -102,12 +103,21 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
       linears.count += count;
     }
   }
+  const { budget } = recipe;
+  if (budget && !budget.bits) {
+    // Not allocated yet: the allocation will use what the budget allows.
+    const allowed = budget.bitsPerWeight * linears.count;
+    outputBits += allowed - linears.bits;
+    linears.bits = allowed;
+  }
   for (const { spec, method, options } of assignments) {
     const cost = method.estimate(matrix(spec), options);
     peakSolver = Math.max(peakSolver, cost.peakBytes + elements(spec) * 4);
     flops += cost.flops;
   }
+  const measures = budget !== null && budget.bits === null && budget.sensitivity === null;
   const calibrated =
+    measures ||
     assignments.some(({ method, options }) => method.needs(options).calibration) ||
     recipe.steps.some(
       ({ method, options }) => method.kind === "scaling" && method.needs(options).calibration,
@@ -116,6 +126,8 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
   const tokens = calibrated ? samples * seqlen : 0;
   // Statistics and propagation: two passes over the blocks. Self-written text costs one more over the whole model.
   flops += 2 * linears.count * tokens * 2 + (file === null ? 2 * parameters * tokens : 0);
+  // One run of 512 tokens a layer, and the reference beside each.
+  if (measures) flops += 2 * parameters * 512 * (model.config.numHiddenLayers * 2 + 1);
   const outputBytes = Math.ceil(outputBits / 8);
   const block = blockBytes(specs);
   const hidden = tokens * model.config.hiddenSize * 4;
@@ -162,26 +174,6 @@ function elements(spec: ParameterSpec): number {
 function matrix(spec: ParameterSpec): { n: number; k: number } {
   const [n = 1, k = 1] = spec.shape;
   return { n, k };
-}
-
-/** Bits of one module in the artifact: as its method says, or f32. */
-function storedBits(spec: ParameterSpec, assignment: Assignment | undefined): number {
-  if (!assignment) return elements(spec) * 32;
-  const { method, options } = assignment;
-  const shape = matrix(spec);
-  return method.storedBits?.(shape, options) ?? producedBits(method.produces(options), shape);
-}
-
-/** Codes padded to 64 columns (layout tile64), f16 scales, zeros as declared. */
-function producedBits(produced: Produced, { n, k }: { n: number; k: number }): number {
-  if (produced.encoding === "dense") return n * k * (produced.type === "f32" ? 32 : 16);
-  const { bits, groupSize } = produced;
-  const groups =
-    groupSize === "tensor" ? 1 : n * (groupSize === "channel" ? 1 : Math.ceil(k / groupSize));
-  const codes = n * Math.ceil(k / 64) * 64 * bits;
-  if (produced.encoding === "lut") return codes + groups * 16;
-  const zero = { const: 0, int: bits, float: 16 }[produced.zero];
-  return codes + groups * (16 + zero) + (produced.perm ? k * 32 : 0);
 }
 
 /** Largest decoder block in f32. */

@@ -65,6 +65,16 @@ const TABLE: readonly Preset[] = [
     embeddings,
   ]),
   preset("awq-w4a16-g128", "4-bit weights by AWQ, groups of 128.", [{ awq: grouped }, embeddings]),
+  preset(
+    "smoothquant-w8a8",
+    "8-bit weights and activations without rotation, outliers evened out by SmoothQuant.",
+    [
+      "smoothquant",
+      { rtn: { bits: 8, groupSize: "channel", sym: "narrow" } },
+      embeddings,
+      activations(8, 1),
+    ],
+  ),
   preset("none", "Nothing: the model as it is, as a nibble artifact.", []),
 ];
 

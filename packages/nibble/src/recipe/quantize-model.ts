@@ -9,8 +9,10 @@ import type { QuantTensor } from "../encodings/types.js";
 import type { EngineLinalg } from "../linalg/engine-linalg.js";
 import {
   createMemo,
+  type Method,
   type Needs,
   NO_NEEDS,
+  type ScalingMethod,
   type Schedule,
   type SolveContext,
   type SolverMethod,
@@ -18,11 +20,24 @@ import {
 import { type Model, type Parameter, parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
 import { type BlockRunner, type BlockStats, statsKey } from "../observers/block-runner.js";
-import { InputScales, restoreScales, type SavedScale, scaleSites } from "./site-scales.js";
+import {
+  InputScales,
+  restoreScales,
+  type SavedScale,
+  type Scaling,
+  type ScalingPlan,
+  scaleSites,
+} from "./site-scales.js";
 
 /** Which solver quantizes a parameter. */
 export interface Assignment {
   method: SolverMethod<unknown>;
+  options: unknown;
+}
+
+/** A step that rescales the inputs of every block. */
+export interface ScalingStep {
+  method: ScalingMethod<unknown>;
   options: unknown;
 }
 
@@ -51,6 +66,8 @@ export interface SolvedUnit {
 export interface QuantizeOptions {
   /** Role path -> solver. */
   assignments: ReadonlyMap<string, Assignment>;
+  /** Steps that only rescale inputs, in order; they run on every block before its solvers. */
+  scalings?: readonly ScalingStep[];
   seed: number;
   linalg: EngineLinalg;
   /** Made when the first layer needs statistics. */
@@ -70,6 +87,7 @@ export async function quantizeModel(
   options: QuantizeOptions,
 ): Promise<SolveRecord[]> {
   const { assignments, onProgress, signal } = options;
+  const scalings = options.scalings ?? [];
   const records: SolveRecord[] = [];
   const layers = model.config.numHiddenLayers;
   const byLayer = new Map<number, Parameter[]>();
@@ -83,7 +101,7 @@ export async function quantizeModel(
   const needsRunner = (targets: Parameter[]) =>
     targets.some((t) => needsOf(assignments.get(t.spec.path))?.calibration);
   const lastCalibrated = Math.max(
-    -1,
+    scalings.length > 0 ? layers - 1 : -1,
     ...[...byLayer].filter(([, t]) => needsRunner(t)).map(([i]) => i),
   );
   const context = (log: (line: string) => void) => ({ options, memo: createMemo(), log });
@@ -104,29 +122,31 @@ export async function quantizeModel(
       if (layer <= lastCalibrated) runner ??= await options.createRunner();
       const calibrates = layer <= lastCalibrated ? runner : null;
 
-      if (!saved && targets.length > 0) {
+      if (!saved && (targets.length > 0 || scalings.length > 0)) {
         const stages = schedule.trueSequential ? STAGES : [STAGES.flat()];
         let stats: BlockStats | null = null;
         for (const [index, roles] of stages.entries()) {
           const stage = targets.filter((t) => t.spec.role && roles.includes(t.spec.role));
-          if (stage.length === 0) continue;
-          if (calibrates && needsRunner(stage)) {
-            stats = await calibrates.observe(layer, wanted(stage, assignments));
+          const rescales = index === 0 && scalings.length > 0;
+          if (stage.length === 0 && !rescales) continue;
+          if (calibrates && (needsRunner(stage) || rescales)) {
+            stats = await calibrates.observe(
+              layer,
+              wanted(stage, assignments, rescales ? scalings : []),
+            );
           }
           if (index === 0 && calibrates && schedule.propagate === "original")
             await calibrates.advance(layer);
           const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
-          let notes = new Map<string, string[]>();
-          if (
-            index === 0 &&
-            stats &&
-            targets.some((t) => assignments.get(t.spec.path)?.method.scaler)
-          ) {
-            const contextOf = (method: SolverMethod<unknown>, place: string) =>
+          const notes = new Map<string, string[]>();
+          for (const plan of index === 0 ? scalingPlans(scalings, targets, assignments) : []) {
+            if (!stats) continue;
+            const contextOf = (method: Method, place: string) =>
               solveContext(ctx, method.id, place);
-            const result = await scaleSites(model, layer, assignments, stats, contextOf, inputs);
+            const result = await scaleSites(model, layer, plan, stats, contextOf, inputs);
             scales.push(...result.saved);
-            notes = result.notes;
+            for (const [path, own] of result.notes)
+              notes.set(path, [...(notes.get(path) ?? []), ...own]);
           }
           for (const target of stage) {
             checkSignal(signal);
@@ -250,8 +270,38 @@ function needsOf(assignment: Assignment | undefined): Needs {
   return assignment ? assignment.method.needs(assignment.options) : NO_NEEDS;
 }
 
-function wanted(targets: Parameter[], assignments: ReadonlyMap<string, Assignment>) {
-  const needs = targets.map((t) => needsOf(assignments.get(t.spec.path)));
+/** Steps that only rescale, in order, then the scaler that solvers bring along (AWQ). */
+function scalingPlans(
+  scalings: readonly ScalingStep[],
+  targets: readonly Parameter[],
+  assignments: ReadonlyMap<string, Assignment>,
+): ScalingPlan[] {
+  const common = {
+    isSolved: (path: string) => assignments.has(path),
+    optionsOf(method: Method, path: string) {
+      const assignment = assignments.get(path);
+      return assignment?.method === method ? assignment.options : null;
+    },
+  };
+  const ofSolvers = (readers: readonly string[]): Scaling | undefined =>
+    readers.map((path) => assignments.get(path)).find((a) => a?.method.scaler);
+  return [
+    ...scalings.map((step) => ({ ...common, choose: () => step })),
+    ...(targets.some((t) => assignments.get(t.spec.path)?.method.scaler)
+      ? [{ ...common, choose: ofSolvers }]
+      : []),
+  ];
+}
+
+function wanted(
+  targets: Parameter[],
+  assignments: ReadonlyMap<string, Assignment>,
+  scalings: readonly ScalingStep[],
+) {
+  const needs = [
+    ...targets.map((t) => needsOf(assignments.get(t.spec.path))),
+    ...scalings.map(({ method, options }) => method.needs(options)),
+  ];
   return {
     hessian: needs.some((n) => n?.hessian),
     absStats: needs.some((n) => n?.absStats),

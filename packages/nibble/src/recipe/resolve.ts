@@ -33,6 +33,13 @@ export function resolveRecipe(source: RecipeSource): Recipe {
     calibration: { file: file ?? null, samples, seqlen },
     steps,
     overrides,
+    budget: whole.budget
+      ? {
+          bitsPerWeight: whole.budget.bitsPerWeight,
+          sensitivity: whole.budget.sensitivity ?? null,
+          bits: whole.budget.bits ?? null,
+        }
+      : null,
     eval: whole.eval ?? null,
   };
 }

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { resolve } from "node:path";
-import { ModelError, RecipeError } from "../core/errors.js";
+import { ModelError } from "../core/errors.js";
 import { defaultThreads, peakRssBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
@@ -15,7 +15,7 @@ import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { planCache } from "../kv/cache.js";
 import { kvPreset } from "../kv/presets.js";
-import type { ModelMethod } from "../methods/contract.js";
+import type { ModelMethod, ScalingMethod } from "../methods/contract.js";
 import type { Model } from "../model/model.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { BlockRunner } from "../observers/block-runner.js";
@@ -23,6 +23,7 @@ import { sampleWindows } from "../observers/calibration.js";
 import { createKernelLinalg } from "../observers/kernel-linalg.js";
 import { loadModel } from "../runtime/load-model.js";
 import { applyActivations, assignModules, stepsOf } from "./assign.js";
+import { allocateBudget, measureSensitivities } from "./budget.js";
 import { recipeToJson } from "./load.js";
 import { quantizeModel, type SolveRecord } from "./quantize-model.js";
 import { fingerprint, noState, openDiskState } from "./resume.js";
@@ -59,9 +60,10 @@ export interface CompressResult {
  */
 export async function compress(
   source: string | Model,
-  recipe: Recipe,
+  written: Recipe,
   options: CompressOptions,
 ): Promise<CompressResult> {
+  let recipe = written;
   const started = performance.now();
   const onProgress = options.onProgress ?? (() => {});
   const log = (message: string, level: "info" | "warn" = "info") =>
@@ -81,19 +83,31 @@ export async function compress(
         hint: "compress the original model; quantizing twice only adds error",
       });
     }
-    const scaling = recipe.steps.find(({ method }) => method.kind === "scaling");
-    if (scaling) {
-      // The solver's own scales (AWQ) run; a step that only scales is refused rather than ignored.
-      throw new RecipeError(`compress does not run ${scaling.method.id} as a step of its own yet`, {
-        hint: "Leave the step out; quarot prepares a model for quantized activations.",
-      });
-    }
     const backend = await selectBackend(options.backend ?? "auto", (line) => log(line));
     const status = await backend.status();
     const backendName = `${backend.id} ${status.variant ?? ""}`.trim();
 
     await applyTransforms(model, recipe, log);
     const specs = [...model.parameters.values()].map((p) => p.spec);
+    let windows: Int32Array[] | null = null;
+    const calibrate = async () =>
+      (windows ??= await calibrationWindows(model, recipe, { ...options, threads, onProgress }));
+    recipe = await allocateBudget(recipe, specs, async () =>
+      measureSensitivities(model, {
+        id: fingerprint({
+          model: await model.source.sha256(),
+          transforms: recipeToJson({ ...recipe, steps: stepsOf(recipe, "transform") }),
+          calibration: hashTokens(await calibrate()),
+          backend: backendName,
+          version: VERSION,
+        }),
+        windows: await calibrate(),
+        backend,
+        threads,
+        onProgress,
+        ...(options.signal ? { signal: options.signal } : {}),
+      }),
+    );
     const assignments = new Map(
       assignModules(recipe, specs).map(({ spec, method, options: own }) => [
         spec.path,
@@ -102,15 +116,19 @@ export async function compress(
     );
     await applyModelSteps(model, recipe, log);
 
-    const calibrates = [...assignments.values()].some((a) => a.method.needs(a.options).calibration);
-    const windows = calibrates
-      ? await calibrationWindows(model, recipe, { ...options, threads, onProgress })
-      : [];
+    const scalings = stepsOf(recipe, "scaling").map(({ method, options: own }) => ({
+      method: method as ScalingMethod<unknown>,
+      options: own,
+    }));
+    const calibrates = [...assignments.values(), ...scalings].some(
+      (a) => a.method.needs(a.options).calibration,
+    );
+    const tokens = calibrates ? await calibrate() : [];
     const recipeJson = recipeToJson(recipe);
     const id = fingerprint({
       model: await model.source.sha256(),
       recipe: recipeJson,
-      calibration: hashTokens(windows),
+      calibration: hashTokens(tokens),
       backend: backendName,
       version: VERSION,
     });
@@ -121,13 +139,14 @@ export async function compress(
     try {
       layers = await quantizeModel(model, {
         assignments,
+        scalings,
         seed: recipe.seed,
         linalg,
         createRunner: () =>
           BlockRunner.create(model, {
             backend,
             threads,
-            windows,
+            windows: tokens,
             cache: (tokens, sequences) =>
               planCache(kvPreset("fp32"), model.config, { tokens, sequences, layers: 1 }),
             ...(options.signal ? { signal: options.signal } : {}),
@@ -154,7 +173,7 @@ export async function compress(
       backend: backendName,
       calibration: calibrates
         ? {
-            tokens: windows.length * (windows[0]?.length ?? 0),
+            tokens: tokens.length * (tokens[0]?.length ?? 0),
             source: recipe.calibration.file ? "file" : "written by the model",
           }
         : null,

@@ -37,12 +37,23 @@ export interface EvalRecipe {
   gates: { pplRatio?: number | undefined; kl?: number | undefined };
 }
 
+/** Mixed precision: widths of single modules such that all linears together take no more than `bitsPerWeight`. */
+export interface Budget {
+  /** Stored bits per weight of the linears, scales and zeros included. */
+  bitsPerWeight: number;
+  /** JSON of `nibble sensitivity`; null: measured when the recipe runs. */
+  sensitivity: string | null;
+  /** Role path -> bits; null until it has been allocated. */
+  bits: Readonly<Record<string, number>> | null;
+}
+
 export interface Recipe {
   readonly version: 1;
   readonly seed: number;
   readonly calibration: Calibration;
   readonly steps: readonly RecipeStep[];
   readonly overrides: readonly RecipeOverride[];
+  readonly budget: Budget | null;
   readonly eval: EvalRecipe | null;
 }
 
@@ -81,6 +92,13 @@ export const envelope = z.strictObject({
   calibration: calibration.prefault({}),
   steps: z.array(z.unknown()),
   overrides: z.array(z.looseObject({ match: z.string().min(1) })).default([]),
+  budget: z
+    .strictObject({
+      bitsPerWeight: z.number().gt(0).max(32),
+      sensitivity: z.string().min(1).optional(),
+      bits: z.record(z.string(), z.int().min(1).max(16)).optional(),
+    })
+    .optional(),
   eval: evaluation.optional(),
 });
 

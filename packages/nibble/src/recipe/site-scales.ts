@@ -2,8 +2,10 @@
  * The pipeline's side of methods that rescale the input of a site before its linears are solved (AWQ, SmoothQuant): asks
  * the method for the scales of one block, folds them where the model allows it, and remembers them for a resumed run.
  */
+
+import { RecipeError } from "../core/errors.js";
 import type { PreOp, QuantTensor } from "../encodings/types.js";
-import type { SiteStatsView, SolveContext, SolverMethod } from "../methods/contract.js";
+import type { Method, SiteScaler, SiteStatsView, SolveContext } from "../methods/contract.js";
 import {
   applySiteScale,
   multiplyColumns,
@@ -15,7 +17,6 @@ import {
 } from "../methods/shared/site-scale.js";
 import type { Model } from "../model/model.js";
 import { type BlockStats, type SiteStats, statsKey } from "../observers/block-runner.js";
-import type { Assignment } from "./quantize-model.js";
 
 /** A scale that was chosen; JSON keeps every f32 exactly. */
 export interface SavedScale extends SitePlace {
@@ -41,29 +42,45 @@ export class InputScales {
   }
 }
 
-/** Scales all sites of a block whose step asks for it; `stats` becomes that of the rescaled inputs. */
+/** A method that rescales a site, with its options. */
+export interface Scaling {
+  method: Extract<Method, { scaler?: SiteScaler<unknown> }>;
+  options: unknown;
+}
+
+/** Which method rescales a site and what is stored of it. */
+export interface ScalingPlan {
+  /** The method for a site whose linears are `readers`, or undefined to leave it. */
+  choose(readers: readonly string[]): Scaling | undefined;
+  /** Whether a linear is solved in this run, so that it can carry a scale that nothing else takes up. */
+  isSolved(path: string): boolean;
+  /** Options of a linear for `prepareSite`, null when `method` does not quantize it. */
+  optionsOf(method: Method, path: string): unknown;
+}
+
+/**
+ * Scales all sites of a block whose step asks for it; `stats` becomes that of the rescaled inputs.
+ * @throws RecipeError for a scale that neither a norm nor a stored linear can take up
+ */
 export async function scaleSites(
   model: Model,
   layer: number,
-  assignments: ReadonlyMap<string, Assignment>,
+  plan: ScalingPlan,
   stats: BlockStats,
-  contextOf: (method: SolverMethod<unknown>, place: string) => SolveContext,
+  contextOf: (method: Method, place: string) => SolveContext,
   inputs: InputScales,
 ): Promise<{ saved: SavedScale[]; notes: Map<string, string[]> }> {
   const saved: SavedScale[] = [];
   const notes = new Map<string, string[]>();
   for (const place of siteOrder(model, layer)) {
     const readers = siteParameters(model, place).map(({ spec }) => spec.path);
-    const own = readers.map((path) => assignments.get(path)).find((a) => a?.method.scaler);
+    const own = plan.choose(readers);
     if (!own?.method.scaler) continue;
     const { method, options } = own;
     const keys = statsKeys(model, place);
     const observed = sum(keys.map((key) => stats.get(key)));
     if (!observed) throw new Error(`no statistics of ${place.site} of layer ${layer}`);
-    const view = await siteView(model, place, (path) => {
-      const assignment = assignments.get(path);
-      return assignment?.method === method ? assignment.options : null;
-    });
+    const view = await siteView(model, place, (path) => plan.optionsOf(method, path));
     const name = `layers.${layer}.${statsKey(place.site, place.expert)}`;
     const result = await own.method.scaler.prepareSite(
       view,
@@ -73,6 +90,12 @@ export async function scaleSites(
     );
     if (!result) continue;
     const op = applySiteScale(model, place, result.scale);
+    if (op && !readers.every((path) => plan.isSolved(path))) {
+      throw new RecipeError(
+        `${method.id} cannot rescale ${name}: the input is transformed while the model runs, and not all linears that read it are quantized`,
+        { hint: `Quantize ${readers.join(", ")}, or leave ${place.site} out of its sites.` },
+      );
+    }
     if (op) for (const key of keys) inputs.add({ ...place, ...expertOf(key) }, result.scale, op);
     else saved.push({ ...place, scale: Array.from(result.scale) });
     for (const key of keys) {

@@ -20,6 +20,11 @@ const RECIPES = {
   ],
   // Scales of earlier layers live in norms and neighbours: a resumed run must fold them again.
   AWQ: [{ awq: { bits: 4, groupSize: 32 } }],
+  SmoothQuant: [
+    { smoothquant: { sites: ["attn_in", "attn_out", "mlp_in", "mlp_out"] } },
+    { rtn: { bits: 8, sym: "narrow" } },
+    { activations: { bits: 8 } },
+  ],
 };
 
 let folder = "";

@@ -1,0 +1,203 @@
+#!/usr/bin/env node
+// Every weight method on one model at comparable bits: quality of what is stored, size, cost, speed. Rows that the output
+// file already has are not measured again, so the run may be stopped and continued.
+//   node bench/weights-table.mjs <model> <text> --calibration <text> [--out table.json] [--rows id,id] [--gguf name=file,…]
+//        [--ctx 2048] [--windows 4] [--threads 1] [--print]
+// `--gguf` adds rows for GGUF files of the same model (bench/llama-quantize.mjs makes them): read by our own reader, measured
+// in the same harness. Every row runs in processes of its own, so peak memory is that of the row.
+import { spawn } from "node:child_process";
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { ROWS } from "./weights-rows.mjs";
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    calibration: { type: "string" },
+    out: { type: "string", default: "weights-table.json" },
+    rows: { type: "string" },
+    gguf: { type: "string" },
+    ctx: { type: "string", default: "2048" },
+    windows: { type: "string", default: "4" },
+    threads: { type: "string", default: "1" },
+    print: { type: "boolean", default: false },
+  },
+});
+const [model, text] = positionals;
+if (!values.print && (!model || !text || !values.calibration)) {
+  console.error(
+    "usage: node bench/weights-table.mjs <model> <text> --calibration <text> [--out …]",
+  );
+  process.exit(2);
+}
+const cli = fileURLToPath(new URL("../packages/nibble/bin/nibble.js", import.meta.url));
+
+/** Result of a verb, run with --json. */
+function nibble(...args) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(
+      process.execPath,
+      [cli, ...args, "--json", "--quiet", "--threads", values.threads],
+      {
+        stdio: ["ignore", "pipe", "inherit"],
+      },
+    );
+    let out = "";
+    child.stdout.on("data", (chunk) => (out += chunk));
+    child.on("close", () => {
+      const document = JSON.parse(out || "{}");
+      if (document.ok) resolve(document.result);
+      else reject(new Error(`nibble ${args[0]}: ${document.error?.message ?? "no result"}`));
+    });
+  });
+}
+
+const known = existsSync(values.out) ? JSON.parse(readFileSync(values.out, "utf8")) : { rows: {} };
+function save() {
+  writeFileSync(`${values.out}.tmp`, `${JSON.stringify(known, null, 1)}\n`);
+  renameSync(`${values.out}.tmp`, values.out);
+}
+
+async function quality(path, isOriginal) {
+  const result = await nibble(
+    ...["eval", path, "--ppl", text, "--ctx", values.ctx, "--windows", values.windows],
+    ...(isOriginal ? [] : ["--reference", model]),
+  );
+  const { perplexity, kl = 0, topAgreement = 1, tokens } = result;
+  return { perplexity, kl, topAgreement, tokens };
+}
+
+async function speed(path) {
+  const result = await nibble("bench", path, "--prefill", "32", "--decode", "64", "--rounds", "3");
+  return {
+    decode: result.decodeTokensPerSecond,
+    decodeBest: result.decodeTokensPerSecondBest,
+    weightBytes: result.weightBytes,
+    variant: `${result.backend} ${result.variant}`,
+  };
+}
+
+async function measureRow(row) {
+  const bare = row.bare || row.steps.length === 0;
+  const recipe = {
+    version: 1,
+    seed: 0,
+    calibration: row.calibration,
+    steps: [...row.steps, ...(bare ? [] : [{ embeddings: { bits: 8 } }])],
+    ...(row.overrides ? { overrides: row.overrides } : {}),
+  };
+  const key = JSON.stringify([recipe, row.args ?? []]);
+  if (known.rows[row.id]?.key === key) return;
+  const folder = join(tmpdir(), `nibble-weights-${process.pid}`);
+  const recipeFile = `${folder}.json`;
+  writeFileSync(recipeFile, JSON.stringify(recipe));
+  try {
+    const made = await nibble(
+      ...["compress", model, "--recipe", recipeFile, "--calibration", values.calibration],
+      ...["-o", folder, "--no-resume", ...(row.args ?? [])],
+    );
+    const { title, method, golden } = row;
+    known.rows[row.id] = {
+      key,
+      ...(title ? { title } : {}),
+      ...(method ? { method } : {}),
+      ...(golden ? { golden } : {}),
+      bitsPerWeight: made.bitsPerWeight,
+      bytes: made.bytes,
+      seconds: made.seconds,
+      peakBytes: made.peakBytes,
+      ...(await quality(folder, row.id === "original")),
+      ...(await speed(folder)),
+    };
+    save();
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+    rmSync(recipeFile, { force: true });
+  }
+}
+
+async function measureFile(id, path) {
+  if (known.rows[id]) return;
+  const { openGguf, fileSource } = await import("../packages/nibble/dist/index.js");
+  const file = await openGguf(await fileSource(path));
+  const sizes = { linears: [0, 0], whole: [0, 0] };
+  const types = {};
+  for (const { name, ne, type, byteLength } of file.tensors.values()) {
+    const count = ne.reduce((a, b) => a * b, 1);
+    const linear = /^blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight$/.test(name);
+    for (const part of linear ? ["linears", "whole"] : ["whole"]) {
+      sizes[part][0] += byteLength * 8;
+      sizes[part][1] += count;
+    }
+    if (linear || name === "token_embd.weight") types[type] = (types[type] ?? 0) + 1;
+  }
+  const bits = ([stored, count]) => stored / count;
+  known.rows[id] = {
+    title: `GGUF ${Object.entries(types)
+      .map(([type, count]) => `${type} x ${count}`)
+      .join(", ")}`,
+    bitsPerWeight: { linears: bits(sizes.linears), whole: bits(sizes.whole) },
+    bytes: sizes.whole[0] / 8,
+    ...(await quality(path, false)),
+  };
+  save();
+}
+
+export function markdown(table) {
+  const number = (x, digits) => (x === undefined ? "" : x.toFixed(digits));
+  const head = [
+    "row",
+    "bits linears",
+    "bits whole",
+    "perplexity",
+    "KL",
+    "same top-1",
+    "seconds",
+    "peak MB",
+    "decode tok/s",
+  ];
+  const rows = Object.entries(table.rows).map(([id, r]) => [
+    id,
+    number(r.bitsPerWeight.linears, 3),
+    number(r.bitsPerWeight.whole, 3),
+    number(r.perplexity, 3) + (r.golden ? ` (golden ${r.golden})` : ""),
+    number(r.kl, 4),
+    `${number(100 * r.topAgreement, 1)} %`,
+    number(r.seconds, 0),
+    number(r.peakBytes === undefined ? undefined : r.peakBytes / 1e6, 0),
+    number(r.decode, 1),
+  ]);
+  return [head, head.map(() => "---"), ...rows]
+    .map((cells) => `| ${cells.join(" | ")} |`)
+    .join("\n");
+}
+
+if (!values.print) {
+  const only = values.rows?.split(",");
+  Object.assign(known, { ctx: Number(values.ctx), windows: Number(values.windows) });
+  let failed = 0;
+  const files = (values.gguf?.split(",") ?? []).map((pair) => {
+    const at = pair.indexOf("=");
+    return { id: pair.slice(0, at), file: pair.slice(at + 1) };
+  });
+  for (const row of [...files, ...ROWS]) {
+    if (only && !only.includes(row.id)) continue;
+    const started = performance.now();
+    try {
+      await (row.file ? measureFile(row.id, row.file) : measureRow(row));
+    } catch (error) {
+      failed++;
+      console.error(`${row.id}: ${error.message}`);
+      continue;
+    }
+    const { perplexity, kl } = known.rows[row.id];
+    console.error(
+      `${row.id}: perplexity ${perplexity.toFixed(4)}, KL ${kl.toFixed(4)}, ${((performance.now() - started) / 1000).toFixed(0)} s`,
+    );
+  }
+  if (failed > 0) process.exitCode = 1;
+}
+console.log(markdown(known));
