@@ -2,7 +2,7 @@
  * The packed cache of one compiled model: its descriptor for the kernels, its page pool and the page tables of its
  * sequences. A page holds 32 tokens of one layer, all KV heads, keys and values; layout: docs/engine.md, "Pages".
  */
-import { ResourceError } from "../core/errors.js";
+import { ResourceError, UsageError } from "../core/errors.js";
 import { type CacheField, KV_CODEC, LINE, PAGE_TOKENS } from "../kernels/ops.js";
 import type { ModelConfig } from "../model/config.js";
 import type { KvPlane, KvRecipe } from "../model/model.js";
@@ -46,20 +46,27 @@ export interface CachePlan {
   tableBytes: number;
 }
 
-/**
- * Sizes of a cache for `sequences` sequences that share `tokens` tokens of room. poolAt and tableAt are left 0.
- * @param layers layers with a cache (1 for a block runner)
- */
+export interface CacheSize {
+  /** Tokens that all sequences together have room for. */
+  tokens: number;
+  sequences: number;
+  /** Layers with a cache (1 for a block runner). */
+  layers: number;
+  /** Tokens that one sequence may reach; default: all of them. */
+  sequenceTokens?: number;
+}
+
+/** Sizes of a cache whose sequences share a pool of pages. poolAt and tableAt are left 0. */
 export function planCache(
   kv: KvRecipe,
   config: ModelConfig,
-  { tokens, sequences, layers }: { tokens: number; sequences: number; layers: number },
+  { tokens, sequences, layers, sequenceTokens = tokens }: CacheSize,
 ): CachePlan {
   const keyLines = planeLines(kv.k, config.headDim);
   const headLines = keyLines + planeLines(kv.v, config.headDim);
   const pageLines = headLines * config.numKeyValueHeads;
-  const maxPages = Math.ceil(tokens / PAGE_TOKENS);
-  const pages = (maxPages + sequences - 1) * layers;
+  const maxPages = Math.ceil(sequenceTokens / PAGE_TOKENS);
+  const pages = (Math.ceil(tokens / PAGE_TOKENS) + sequences - 1) * layers;
   return {
     poolLines: pages * pageLines,
     tableBytes: sequences * layers * maxPages * 4,
@@ -90,18 +97,28 @@ export function planCache(
 
 /** Page tables and reference counts over the pool of one engine. */
 export class PageTables {
+  /** Asked to give pages back when the pool runs short (a prefix cache holds pages that no sequence uses). */
+  reclaim: ((pages: number) => void) | null = null;
   readonly #descriptor: Record<CacheField, number>;
   readonly #table: Int32Array;
-  readonly #references: Uint16Array;
+  readonly #references: Uint32Array;
   readonly #free: number[];
   readonly #length: number[];
+  readonly #copy: (from: number, to: number) => void;
 
-  constructor(descriptor: Record<CacheField, number>, table: Int32Array, sequences: number) {
+  /** @param copy copies the bytes of one page to another */
+  constructor(
+    descriptor: Record<CacheField, number>,
+    table: Int32Array,
+    sequences: number,
+    copy: (from: number, to: number) => void,
+  ) {
     this.#descriptor = descriptor;
     this.#table = table.fill(0);
-    this.#references = new Uint16Array(descriptor.pages);
+    this.#references = new Uint32Array(descriptor.pages);
     this.#free = Array.from({ length: descriptor.pages }, (_, i) => descriptor.pages - 1 - i);
     this.#length = new Array<number>(sequences).fill(0);
+    this.#copy = copy;
   }
 
   /** Tokens that sequence `slot` has room for now. */
@@ -114,30 +131,56 @@ export class PageTables {
   get freePages(): number {
     return this.#free.length;
   }
+  /** Pages that sequences or a prefix cache hold; a shared page counts once. */
+  get usedPages(): number {
+    return this.#descriptor.pages - this.#free.length;
+  }
 
   /**
-   * Makes room for tokens 0..length-1 of a sequence.
+   * Makes room for tokens 0..length-1 of a sequence. What is beyond its present length may be written afterwards: a partly
+   * filled last page that others share is copied first.
    * @throws ResourceError code "context-full" when the pool or the table is exhausted; nothing is changed then.
    */
   reserve(slot: number, length: number): void {
     const { layers, maxPages } = this.#descriptor;
-    const have = Math.ceil(this.length(slot) / PAGE_TOKENS);
+    const old = this.length(slot);
+    if (length <= old) return;
+    const have = Math.ceil(old / PAGE_TOKENS);
     const want = Math.ceil(length / PAGE_TOKENS);
-    if (want > maxPages || (want - have) * layers > this.#free.length) {
+    const shared: number[] = [];
+    if (old % PAGE_TOKENS > 0) {
+      for (let layer = 0; layer < layers; layer++) {
+        const entry = this.#entry(slot, layer, have - 1);
+        if (this.#shared(this.#table[entry] as number)) shared.push(entry);
+      }
+    }
+    const needed = (want - have) * layers + shared.length;
+    if (want <= maxPages && needed > this.#free.length) {
+      this.reclaim?.(needed - this.#free.length);
+    }
+    if (want > maxPages || needed > this.#free.length) {
+      const free = Math.floor(this.#free.length / layers) * PAGE_TOKENS;
       throw new ResourceError(
-        `the cache holds ${maxPages * PAGE_TOKENS} tokens, ${length} are needed`,
+        want > maxPages
+          ? `a sequence may hold ${maxPages * PAGE_TOKENS} tokens, ${length} are needed`
+          : `the cache has room for ${free} more tokens, ${length - old} are needed`,
         { hint: "open the model with a larger --max-context" },
         "context-full",
       );
     }
+    for (const entry of shared) {
+      const from = this.#table[entry] as number;
+      const to = this.#take();
+      this.#copy(from, to);
+      this.#table[entry] = to;
+      this.#drop(from);
+    }
     for (let page = have; page < want; page++) {
       for (let layer = 0; layer < layers; layer++) {
-        const id = this.#free.pop() as number; // counted above
-        this.#references[id] = 1;
-        this.#table[this.#entry(slot, layer, page)] = id;
+        this.#table[this.#entry(slot, layer, page)] = this.#take();
       }
     }
-    if (length > this.length(slot)) this.#length[slot] = length;
+    this.#length[slot] = length;
   }
 
   /** Gives back everything beyond the first `length` tokens. */
@@ -146,13 +189,73 @@ export class PageTables {
     const keep = Math.ceil(length / PAGE_TOKENS);
     for (let page = keep; page < have; page++) {
       for (let layer = 0; layer < this.#descriptor.layers; layer++) {
-        const id = this.#table[this.#entry(slot, layer, page)] as number;
-        const left = (this.#references[id] as number) - 1;
-        this.#references[id] = left;
-        if (left === 0) this.#free.push(id);
+        this.#drop(this.#table[this.#entry(slot, layer, page)] as number);
       }
     }
     if (length < this.length(slot)) this.#length[slot] = length;
+  }
+
+  /**
+   * Makes the empty sequence `to` a copy of `from` that shares all its pages.
+   * @throws UsageError when `to` is not empty
+   */
+  fork(from: number, to: number): void {
+    const pages = Math.ceil(this.length(from) / PAGE_TOKENS);
+    const shared = Array.from({ length: pages }, (_, page) => this.pages(from, page));
+    this.adopt(to, shared, this.length(from));
+  }
+
+  /** Page numbers, layer by layer, of the `page`-th 32 tokens of a sequence. */
+  pages(slot: number, page: number): Int32Array {
+    return Int32Array.from({ length: this.#descriptor.layers }, (_, layer) => {
+      return this.#table[this.#entry(slot, layer, page)] as number;
+    });
+  }
+
+  /**
+   * Lets the empty sequence `slot` begin with pages that others hold too.
+   * @throws UsageError when `slot` is not empty
+   */
+  adopt(slot: number, shared: readonly Int32Array[], length: number): void {
+    if (this.length(slot) > 0 || slot < 0 || slot >= this.sequences) {
+      throw new UsageError(`cache slot ${slot} is in use or does not exist`, {
+        hint: "reset the session there, or open the model for more sequences",
+      });
+    }
+    for (const [page, ids] of shared.entries()) {
+      this.retain(ids);
+      for (const [layer, id] of ids.entries()) this.#table[this.#entry(slot, layer, page)] = id;
+    }
+    this.#length[slot] = length;
+  }
+
+  /** One more holder of these pages. */
+  retain(ids: Int32Array): void {
+    for (const id of ids) this.#references[id] = (this.#references[id] as number) + 1;
+  }
+  /** One holder less; pages without one are free. */
+  release(ids: Int32Array): void {
+    for (const id of ids) this.#drop(id);
+  }
+  /** Whether any of these pages has more than one holder. */
+  isShared(ids: Int32Array): boolean {
+    return ids.some((id) => this.#shared(id));
+  }
+
+  #shared(id: number): boolean {
+    return (this.#references[id] as number) > 1;
+  }
+
+  #take(): number {
+    const id = this.#free.pop() as number; // the caller counted
+    this.#references[id] = 1;
+    return id;
+  }
+
+  #drop(id: number): void {
+    const left = (this.#references[id] as number) - 1;
+    this.#references[id] = left;
+    if (left === 0) this.#free.push(id);
   }
 
   #entry(slot: number, layer: number, page: number): number {

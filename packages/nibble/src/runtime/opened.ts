@@ -19,6 +19,8 @@ export interface OpenOptions {
   maxContext?: number;
   /** Sequences alive at once. */
   sequences?: number;
+  /** Tokens that all sequences together have room for, shared prefixes counted once; default maxContext for each. */
+  cacheTokens?: number;
   maxRows?: number;
   log?: (line: string) => void;
   onLayer?: (layer: number, layers: number) => void;
@@ -56,7 +58,8 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
     backend,
     threads,
     cache: planCache(kv, model.config, {
-      tokens: maxContext * sequences,
+      tokens: options.cacheTokens ?? maxContext * sequences,
+      sequenceTokens: maxContext,
       sequences,
       layers: model.config.numHiddenLayers,
     }),

@@ -32,7 +32,11 @@ export class Runner {
 
   constructor(model: CompiledModel, sequences = 1) {
     this.model = model;
-    this.tables = new PageTables(model.cache, model.cacheTable, sequences);
+    const { poolAt, pageLines } = model.cache;
+    const page = (id: number) => model.arena.u8(poolAt + id * pageLines, pageLines * LINE);
+    this.tables = new PageTables(model.cache, model.cacheTable, sequences, (from, to) =>
+      page(to).set(page(from)),
+    );
     this.#vocabRows = Math.ceil(model.config.vocabSize / 32) * 32;
     this.#ropeLength = model.maxContext;
   }
