@@ -459,11 +459,7 @@ for (const { name, make, work, unit, ceiling, half } of cases) {
       let seconds = Number.POSITIVE_INFINITY;
       for (let i = 0; i < runs; i++) seconds = Math.min(seconds, bench.time(program));
       rates.push(work / seconds);
-      try {
-        top = Math.max(top, addon.ceiling(ceiling, threads) / 1e9 / (half ? 2 : 1));
-      } catch {
-        top = 0;
-      }
+      top = Math.max(top, addon.ceiling(ceiling, threads, variant) / 1e9 / (half ? 2 : 1));
     }
     const best = Math.max(...rates);
     const share = top ? `${Math.round((100 * best) / top)} %` : null;

@@ -351,19 +351,20 @@ static napi_value dispose(napi_env env, napi_callback_info info) {
   return NULL;
 }
 
-/* ceiling(name, threads): the machine's rate for one kind of work, per second; see ceilings.h. */
+/* ceiling(name, threads, variant): the machine's rate for one kind of work, per second, 0 when unknown; see ceilings.h. */
 static napi_value ceiling(napi_env env, napi_callback_info info) {
-  napi_value args[2], result;
-  char name[32];
+  napi_value args[3], result;
+  char name[32], variant[32];
   int32_t threads;
-  if (!arguments(env, info, 2, args)) return NULL;
+  if (!arguments(env, info, 3, args)) return NULL;
   if (napi_get_value_string_utf8(env, args[0], name, sizeof name, NULL) != napi_ok ||
-      napi_get_value_int32(env, args[1], &threads) != napi_ok || threads < 1 || threads > 1024) {
-    return fail(env, "usage", "ceiling(name, threads)");
+      napi_get_value_int32(env, args[1], &threads) != napi_ok || threads < 1 || threads > 1024 ||
+      napi_get_value_string_utf8(env, args[2], variant, sizeof variant, NULL) != napi_ok) {
+    return fail(env, "usage", "ceiling(name, threads, variant)");
   }
-  const double rate = nb_ceiling(name, threads);
-  if (rate <= 0) return fail(env, "usage", "this processor has no such ceiling");
-  napi_create_double(env, rate, &result);
+  const nb_kernels *kernels = nb_find_variant(variant);
+  if (!kernels) return fail(env, "variant", "this variant does not run on this processor");
+  napi_create_double(env, nb_ceiling(name, threads, kernels), &result);
   return result;
 }
 

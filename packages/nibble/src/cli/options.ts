@@ -17,6 +17,12 @@ export function integer(flag: string, min: number, max = Number.MAX_SAFE_INTEGER
   };
 }
 
+/** Parser of whole numbers separated by commas. */
+export function integers(flag: string, min: number, max = Number.MAX_SAFE_INTEGER) {
+  const one = integer(flag, min, max);
+  return (text: string): number[] => text.split(",").map((word) => one(word.trim()));
+}
+
 /** Parser of a number within bounds. */
 export function number(flag: string, min: number, max = Number.POSITIVE_INFINITY) {
   return (text: string): number => {
@@ -81,20 +87,24 @@ export interface EngineFlags {
   threads?: number;
 }
 
+/** Environment: NIBBLE_BACKEND. */
+export function backendOption(command: Command): void {
+  command.addOption(
+    new Option("--backend <name>", `kernels: ${BACKENDS.join(", ")}`)
+      .env("NIBBLE_BACKEND")
+      .default("auto")
+      .argParser(oneOf("--backend", BACKENDS)),
+  );
+}
+
 /** Where and how programs run. Environment: NIBBLE_BACKEND, NIBBLE_THREADS. */
 export function engineOptions(command: Command): void {
-  command
-    .addOption(
-      new Option("--backend <name>", `kernels: ${BACKENDS.join(", ")}`)
-        .env("NIBBLE_BACKEND")
-        .default("auto")
-        .argParser(oneOf("--backend", BACKENDS)),
-    )
-    .addOption(
-      new Option("--threads <n>", "threads (default: all processors)")
-        .env("NIBBLE_THREADS")
-        .argParser(integer("--threads", 1, 256)),
-    );
+  backendOption(command);
+  command.addOption(
+    new Option("--threads <n>", "threads (default: all processors)")
+      .env("NIBBLE_THREADS")
+      .argParser(integer("--threads", 1, 256)),
+  );
 }
 
 export interface RecipeOptions {

@@ -19,8 +19,8 @@ interface Addon {
   run(engine: EngineHandle, program: ProgramHandle): Promise<number>;
   runSync(engine: EngineHandle, program: ProgramHandle): number;
   dispose(engine: EngineHandle): void;
-  /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second). */
-  ceiling(name: "dot" | "fma" | "read", threads: number): number;
+  /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second); 0 when unknown. */
+  ceiling(name: "dot" | "fma" | "read", threads: number, variant: string): number;
 }
 type EngineHandle = object & { readonly engine: unique symbol };
 type ProgramHandle = object & { readonly program: unique symbol };
@@ -207,3 +207,15 @@ export function makeNativeBackend(variant: string | null): Backend {
 }
 
 export const nativeBackend: Backend = makeNativeBackend(null);
+
+/**
+ * Rate of the machine for one kind of work with a variant's instructions, 10^9 a second, all threads together; null when
+ * this variant's is not known. @throws Error when the addon does not load
+ */
+export function nativeCeiling(
+  name: "dot" | "fma" | "read",
+  threads: number,
+  variant: string,
+): number | null {
+  return loadAddon().ceiling(name, threads, variant) / 1e9 || null;
+}

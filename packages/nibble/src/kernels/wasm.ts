@@ -401,22 +401,23 @@ async function choose(): Promise<Choice> {
 }
 
 let choice: Promise<Choice> | null = null;
-const chosen = () => {
+/** The variant that runs here, found once. */
+export function chosenWasm(): Promise<Choice> {
   choice ??= choose();
   return choice;
-};
+}
 
 export const wasmBackend: Backend = {
   id: "wasm",
   async status() {
-    return (await chosen()).status;
+    return (await chosenWasm()).status;
   },
   async createEngine(options: EngineOptions): Promise<Engine> {
     const { arenaBytes, threads } = options;
     if (!Number.isInteger(threads) || threads < 1) {
       throw new BackendError(`${threads} threads, expected 1 or more`);
     }
-    const { status, module, shared } = await chosen();
+    const { status, module, shared } = await chosenWasm();
     if (!module || !status.variant) {
       throw new BackendError(`the wasm backend cannot run here: ${status.notices.join("; ")}`);
     }
