@@ -8,7 +8,9 @@ import ts from "typescript";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const nibble = join(root, "packages", "nibble");
-const HOT = ["kernels", "encodings", "linalg"].map((folder) => join(nibble, "src", folder) + sep);
+const HOT = ["kernels", "encodings", "linalg", "kv/codecs"].map(
+  (folder) => join(nibble, "src", folder) + sep,
+);
 
 /** Diagnostics of one tsconfig file. */
 function check(file) {

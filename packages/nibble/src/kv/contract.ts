@@ -17,7 +17,7 @@ export interface PlaneInfo {
   kvHead: number;
   /** Seed of the cache recipe; codecs that draw numbers derive a stream from it, layer and kvHead. */
   seed: number;
-  /** Tensors of a calibration artifact for this layer and head, by name; null when none was given. */
+  /** Tensors of a calibration artifact for this layer and head (names hold the plane: "k.low"); null when none was given. */
   calibration: ReadonlyMap<string, Float32Array> | null;
 }
 
@@ -64,6 +64,32 @@ export interface PlaneCodec {
   decode(src: Uint8Array, variable: Uint8Array | null, n: number, out: Float32Array): void;
 }
 
+/** What a codec learns from: one layer of the model on calibration text, sampled tokens. */
+export interface CalibrationSamples {
+  kvHeads: number;
+  headDim: number;
+  /** Sampled tokens. */
+  rows: number;
+  /** Keys before RoPE, and values [rows, kvHeads * headDim]. */
+  keys: Float32Array;
+  values: Float32Array;
+  /** Place of each token in its window [rows]. */
+  positions: Int32Array;
+  /** Sum over sampled queries of the squared attention probability a token received, per KV head [rows, kvHeads]. */
+  attention: Float64Array;
+  /** Mean square of the query channels that meet a key channel, both of a RoPE pair [kvHeads * headDim]. */
+  queries: Float64Array;
+  /** 90 % quantile of the squared norm of a query, per KV head [kvHeads]. */
+  queryNorm: Float32Array;
+}
+
+/** A tensor of a calibration artifact: [kvHeads, n] holds a row for each head, [n] serves all heads of the layer. */
+export interface CalibrationTensor {
+  name: string;
+  shape: readonly number[];
+  data: Float32Array;
+}
+
 /** A codec of the registry. `Options` is what its entry in a kv recipe holds, with every default filled in. */
 export interface KvCodecDefinition<Options = unknown> {
   readonly id: string;
@@ -79,6 +105,8 @@ export interface KvCodecDefinition<Options = unknown> {
   bitsPerElement(options: Options, headDim: number): number | null;
   /** @throws RecipeError when the options do not fit the head size, or calibration is missing */
   create(options: Options, info: PlaneInfo): PlaneCodec;
+  /** The tensors of one plane of one layer; codecs that calibration serves. */
+  calibrate?(options: Options, plane: PlaneName, samples: CalibrationSamples): CalibrationTensor[];
 }
 
 /** Statistics of attention that a policy or codec asks for. */
