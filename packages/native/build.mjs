@@ -23,6 +23,7 @@ const run = promisify(execFile);
 /** Sources compiled once per instruction set, with NIBBLE_ISA set to its name. */
 const KERNELS = [
   "append_kv",
+  "attend_tile",
   "attention",
   "decode",
   "exact_tile",

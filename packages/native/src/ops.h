@@ -10,7 +10,7 @@ enum {
   ATTENTION_CHUNK = 128,
   CONTROL_BYTES = 4096,
   LINE = 64,
-  OP_COUNT = 25,
+  OP_COUNT = 26,
 };
 
 /* KIND */
@@ -518,8 +518,27 @@ enum {
   DEQUANTIZE_LD_DST = 10,
 };
 
+/* attendTile */
+enum {
+  OP_ATTEND_TILE = 26,
+  ATTEND_TILE_WORDS = 15,
+  ATTEND_TILE_ROWS_REG = 2,
+  ATTEND_TILE_QUERY_AT = 3,
+  ATTEND_TILE_LD_QUERY = 4,
+  ATTEND_TILE_HEADS = 5,
+  ATTEND_TILE_KV_HEADS = 6,
+  ATTEND_TILE_HEAD_DIM = 7,
+  ATTEND_TILE_SLOTS = 8,
+  ATTEND_TILE_KEYS_AT = 9,
+  ATTEND_TILE_VALUES_AT = 10,
+  ATTEND_TILE_RANGES_AT = 11,
+  ATTEND_TILE_STATE_AT = 12,
+  ATTEND_TILE_LOGITS_AT = 13,
+  ATTEND_TILE_SOFTMAX_SCALE_F = 14,
+};
+
 /* Both indexed by opcode; 0 is the end of the program. */
-#define NIBBLE_OP_NAMES {"end", "embed", "rmsnorm", "quantize", "rmsnormQuantize", "hadamardQuantize", "hadamard", "mixHeads", "columns", "linearInt", "linearFloat", "siluMul", "add", "appendKv", "attention", "gatherRows", "scatterAddRows", "route", "logitStats", "klDivergence", "csr", "gram", "absStats", "gemm", "inverseFactor", "dequantize"}
-#define NIBBLE_OP_WORDS {1, 7, 10, 15, 17, 24, 16, 10, 10, 13, 9, 10, 9, 20, 19, 9, 10, 11, 8, 9, 11, 7, 8, 18, 6, 11}
+#define NIBBLE_OP_NAMES {"end", "embed", "rmsnorm", "quantize", "rmsnormQuantize", "hadamardQuantize", "hadamard", "mixHeads", "columns", "linearInt", "linearFloat", "siluMul", "add", "appendKv", "attention", "gatherRows", "scatterAddRows", "route", "logitStats", "klDivergence", "csr", "gram", "absStats", "gemm", "inverseFactor", "dequantize", "attendTile"}
+#define NIBBLE_OP_WORDS {1, 7, 10, 15, 17, 24, 16, 10, 10, 13, 9, 10, 9, 20, 19, 9, 10, 11, 8, 9, 11, 7, 8, 18, 6, 11, 15}
 
 #endif

@@ -239,6 +239,22 @@ static void check_attention(check *c, int64_t rows) {
   needs_scratch(c, 4 * (48 * 128 + 128 * padded + (dim > 256 ? 24 : 48) * 2 * padded));
 }
 
+static void check_attend_tile(check *c, int64_t rows) {
+  const int32_t *i = c->at;
+  const int64_t heads = i[ATTEND_TILE_HEADS], kv_heads = i[ATTEND_TILE_KV_HEADS], dim = i[ATTEND_TILE_HEAD_DIM];
+  const int64_t slots = i[ATTEND_TILE_SLOTS];
+  REQUIRE(heads > 0 && kv_heads > 0 && dim > 0 && slots > 0, "a size is not positive");
+  if (c->failed) return;
+  REQUIRE(heads % kv_heads == 0, "%lld heads do not share %lld KV heads", (long long)heads, (long long)kv_heads);
+  const int64_t tile = times(times(times(kv_heads, slots), dim), 4), queries = times(rows, heads);
+  matrix(c, "queryAt", i[ATTEND_TILE_QUERY_AT], i[ATTEND_TILE_LD_QUERY], rows, times(heads, dim), 4, 0);
+  place(c, "keysAt", i[ATTEND_TILE_KEYS_AT], tile);
+  place(c, "valuesAt", i[ATTEND_TILE_VALUES_AT], tile);
+  place(c, "rangesAt", i[ATTEND_TILE_RANGES_AT], times(times(rows, kv_heads), 8));
+  place(c, "stateAt", i[ATTEND_TILE_STATE_AT], times(queries, times(dim + 2, 4)));
+  optional(c, "logitsAt", i[ATTEND_TILE_LOGITS_AT], times(queries, times(slots, 4)));
+}
+
 static void check_gemm(check *c, int64_t rows) {
   const int32_t *i = c->at;
   const int64_t cols = i[GEMM_COLS], inner = i[GEMM_INNER];
@@ -413,6 +429,9 @@ static void check_rows_op(check *c, int64_t rows) {
       return;
     case OP_GEMM:
       check_gemm(c, rows);
+      return;
+    case OP_ATTEND_TILE:
+      check_attend_tile(c, rows);
       return;
     case OP_DEQUANTIZE: {
       width = i[DEQUANTIZE_WIDTH];

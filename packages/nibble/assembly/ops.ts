@@ -7,7 +7,7 @@ export const PAGE_TOKENS: i32 = 32;
 export const ATTENTION_CHUNK: i32 = 128;
 export const CONTROL_BYTES: i32 = 4096;
 export const LINE: i32 = 64;
-export const OP_COUNT: i32 = 25;
+export const OP_COUNT: i32 = 26;
 
 // KIND
 export const KIND_F32: i32 = 1;
@@ -447,3 +447,20 @@ export const DEQUANTIZE_ZERO_AT: i32 = 7;
 export const DEQUANTIZE_GROUP_SIZE: i32 = 8;
 export const DEQUANTIZE_DST_AT: i32 = 9;
 export const DEQUANTIZE_LD_DST: i32 = 10;
+
+// attendTile
+export const OP_ATTEND_TILE: i32 = 26;
+export const ATTEND_TILE_WORDS: i32 = 15;
+export const ATTEND_TILE_ROWS_REG: i32 = 2;
+export const ATTEND_TILE_QUERY_AT: i32 = 3;
+export const ATTEND_TILE_LD_QUERY: i32 = 4;
+export const ATTEND_TILE_HEADS: i32 = 5;
+export const ATTEND_TILE_KV_HEADS: i32 = 6;
+export const ATTEND_TILE_HEAD_DIM: i32 = 7;
+export const ATTEND_TILE_SLOTS: i32 = 8;
+export const ATTEND_TILE_KEYS_AT: i32 = 9;
+export const ATTEND_TILE_VALUES_AT: i32 = 10;
+export const ATTEND_TILE_RANGES_AT: i32 = 11;
+export const ATTEND_TILE_STATE_AT: i32 = 12;
+export const ATTEND_TILE_LOGITS_AT: i32 = 13;
+export const ATTEND_TILE_SOFTMAX_SCALE_F: i32 = 14;

@@ -228,6 +228,25 @@ export const OPS = {
     "dstAt",
     "ldDst",
   ],
+  /**
+   * f32 queries over one decoded tile of keys and values [kvHeads, slots, headDim], into a running softmax: maximum, sum
+   * and accumulated values [rows, heads, headDim + 2] at state. ranges [rows, kvHeads, 2]: first slot and end that a row sees.
+   */
+  attendTile: [
+    "rowsReg",
+    "queryAt",
+    "ldQuery",
+    "heads",
+    "kvHeads",
+    "headDim",
+    "slots",
+    "keysAt",
+    "valuesAt",
+    "rangesAt",
+    "stateAt",
+    "logitsAt",
+    "softmaxScaleF",
+  ],
 } as const;
 
 export type OpName = keyof typeof OPS;

@@ -8,6 +8,7 @@ import type { Backend, BackendStatus, Engine, EngineOptions, LoadedProgram } fro
 import { type DecodedProgram, decodeProgram, type Instruction } from "./decode.js";
 import { CONTROL_BYTES, type OpName } from "./ops.js";
 import type { Operands } from "./program.js";
+import { attendTile } from "./reference/attend-tile.js";
 import { attention } from "./reference/attention.js";
 import { hadamard, mixHeads } from "./reference/hadamard.js";
 import { appendKv } from "./reference/kv.js";
@@ -47,6 +48,7 @@ const EXECUTE: { [O in OpName]: Execute<O> } = {
   gemm,
   inverseFactor,
   dequantize,
+  attendTile,
 };
 
 /** Control word that holds the status of the last run. */

@@ -227,6 +227,22 @@ const CHECKS: { [O in OpName]: Check<O> } = {
     check.integer("partsLines", o.partsLines, 0, 2 ** 31);
     if (o.partsLines > 0) check.bytes("partsAt", o.partsAt, o.partsLines * 64);
   },
+  attendTile(check, o) {
+    const rows = check.rows(o.rowsReg);
+    check.integer("kvHeads", o.kvHeads, 1, 2 ** 16);
+    check.integer("heads", o.heads, 1, 2 ** 20);
+    check.require(o.heads % o.kvHeads === 0, `${o.heads} heads do not share ${o.kvHeads} KV heads`);
+    check.integer("headDim", o.headDim, 1, 2 ** 16);
+    check.integer("slots", o.slots, 1, 2 ** 20);
+    check.float("softmaxScale", o.softmaxScaleF, -FINITE, FINITE);
+    const tileBytes = o.kvHeads * o.slots * o.headDim * 4;
+    check.matrix("queryAt", o.queryAt, rows, o.ldQuery, o.heads * o.headDim);
+    check.bytes("keysAt", o.keysAt, tileBytes);
+    check.bytes("valuesAt", o.valuesAt, tileBytes);
+    check.bytes("rangesAt", o.rangesAt, rows * o.kvHeads * 8);
+    check.bytes("stateAt", o.stateAt, rows * o.heads * (o.headDim + 2) * 4);
+    check.optional("logitsAt", o.logitsAt, rows * o.heads * o.slots * 4);
+  },
   gatherRows(check, o) {
     const rows = check.rows(o.rowsReg);
     check.matrix("srcAt", o.srcAt, check.program.header.maxRows, o.ldSrc, o.width);

@@ -262,6 +262,46 @@ const mixedScores = (lab: Lab): Choice => ({
   queryBits: 32,
 });
 
+/** Random queries over a random tile; rows see ranges that begin and end anywhere, some of them nothing. */
+const attendTile: Make = (lab) => {
+  const { random } = lab;
+  const kvHeads = random.int(1, 3);
+  const heads = kvHeads * random.pick([1, 2, 3, 8]);
+  const headDim = random.pick([8, 20, 32, 64, 96, 128]);
+  const slots = random.pick([1, 5, 128, 130, 300]);
+  const width = heads * headDim;
+  const ldQuery = randomStride(random, width);
+  const normal = (count: number) => Float32Array.from({ length: count }, () => random.normal());
+  const fresh = random.chance(0.3);
+  const state = () =>
+    Float32Array.from({ length: heads * (headDim + 2) }, (_, i) => {
+      const place = i % (headDim + 2);
+      if (fresh) return place === 0 ? Number.NEGATIVE_INFINITY : 0;
+      return place === 1 ? 1 + random.uniform() : random.normal();
+    });
+  const range = () => {
+    const from = random.int(0, slots);
+    return [from, random.int(from, slots)];
+  };
+  lab.emit("attendTile", {
+    rowsReg: 0,
+    queryAt: lab.f32Rows("query", ldQuery, "in", () => normal(width)),
+    ldQuery,
+    ...{ heads, kvHeads, headDim, slots },
+    keysAt: lab.floats(kvHeads * slots * headDim, () => random.normal()),
+    valuesAt: lab.floats(kvHeads * slots * headDim, () => random.normal()),
+    rangesAt: lab.i32Rows("ranges", kvHeads * 2, "in", () =>
+      Array.from({ length: kvHeads }, range).flat(),
+    ),
+    stateAt: lab.f32Rows("state", heads * (headDim + 2), "inout", state),
+    logitsAt: random.chance(0.5) ? lab.f32Rows("logits", heads * slots, "out") : -1,
+    softmaxScaleF: Math.fround(1 / Math.sqrt(headDim)),
+  });
+  // Sums of up to `slots` weights, each off by what the scores are.
+  lab.tolerate("state", 2 * FLOAT_BOUND * slots);
+  if (lab.regions.some((r) => r.name === "logits")) lab.tolerate("logits", 8 * FLOAT_BOUND);
+};
+
 /** @param exactAttention true when P·V and f32 q·k use no fma (docs/engine.md, section 1) */
 export function attentionCases(exactAttention: boolean): Record<string, Make> {
   return {
@@ -269,5 +309,6 @@ export function attentionCases(exactAttention: boolean): Record<string, Make> {
     "attention, integer keys, 8-bit queries": attend(integerScores, exactAttention),
     "attention, float keys": attend(floatScores, exactAttention),
     "attention, integer keys, f32 queries": attend(mixedScores, false),
+    attendTile,
   };
 }

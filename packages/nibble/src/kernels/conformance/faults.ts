@@ -129,6 +129,24 @@ export function pagedToken(table: [number, number], slidingWindow = 0): Lab {
   return lab;
 }
 
+/** Two rows over a tile of four slots; the second sees from..to. */
+function tileRange(from: number, to: number): Lab {
+  const lab = new Lab(1, 2);
+  lab.emit("attendTile", {
+    rowsReg: 0,
+    queryAt: lab.f32Rows("query", 8, "in", () => new Float32Array(8)),
+    ldQuery: 8,
+    ...{ heads: 1, kvHeads: 1, headDim: 8, slots: 4 },
+    keysAt: lab.floats(32, () => 1),
+    valuesAt: lab.floats(32, () => 1),
+    rangesAt: lab.i32Rows("ranges", 2, "in", (m) => (m === 1 ? [from, to] : [0, 4])),
+    stateAt: lab.f32Rows("state", 10, "inout", () => new Float32Array(10)),
+    logitsAt: -1,
+    softmaxScaleF: 1,
+  });
+  return lab;
+}
+
 const LARGE = 2 ** 30;
 
 export const FAULTS: Record<string, () => Lab> = {
@@ -159,6 +177,9 @@ export const FAULTS: Record<string, () => Lab> = {
   ...indexFaults("target", statsCases.logitStats, "targets", [-1, LARGE], 6),
   ...indexFaults("position", attentionCases(true).appendKv, "positions", [-1, LARGE]),
   ...indexFaults("sequence slot", attentionCases(true).appendKv, "sequences", [-1, 3, LARGE]),
+  "a tile's range that begins before it": () => tileRange(-1, 2),
+  "a tile's range that ends behind it": () => tileRange(0, 5),
+  "a tile's range that ends before it begins": () => tileRange(3, 2),
   "permutation entry -1": () => permutation(-1),
   "permutation entry beyond the width": () => permutation(8),
   "falling CSR row pointers": () => sparse([0, 2, 1], 1),
