@@ -48,6 +48,8 @@ enum {
   CODEC_F16 = 1,
   CODEC_INT8 = 2,
   CODEC_INT4 = 3,
+  CODEC_KIVI4 = 4,
+  CODEC_KIVI2 = 5,
 };
 
 /* Header */
@@ -118,7 +120,10 @@ enum {
   C_HEAD_DIM = 16,
   C_PAGES = 17,
   C_SLOTS = 18,
-  CACHE_WORDS = 19,
+  C_RESIDUAL = 19,
+  C_TAIL_AT = 20,
+  C_TAIL_TOKENS = 21,
+  CACHE_WORDS = 22,
 };
 
 /* embed */

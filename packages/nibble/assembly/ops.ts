@@ -35,6 +35,8 @@ export const CODEC_F32: i32 = 0;
 export const CODEC_F16: i32 = 1;
 export const CODEC_INT8: i32 = 2;
 export const CODEC_INT4: i32 = 3;
+export const CODEC_KIVI4: i32 = 4;
+export const CODEC_KIVI2: i32 = 5;
 
 // Header
 export const H_MAGIC: i32 = 0;
@@ -99,7 +101,10 @@ export const C_KV_HEADS: i32 = 15;
 export const C_HEAD_DIM: i32 = 16;
 export const C_PAGES: i32 = 17;
 export const C_SLOTS: i32 = 18;
-export const CACHE_WORDS: i32 = 19;
+export const C_RESIDUAL: i32 = 19;
+export const C_TAIL_AT: i32 = 20;
+export const C_TAIL_TOKENS: i32 = 21;
+export const CACHE_WORDS: i32 = 22;
 
 // embed
 export const OP_EMBED: i32 = 1;

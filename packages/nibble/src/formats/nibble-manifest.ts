@@ -36,7 +36,10 @@ const transformSchema = z.discriminatedUnion("op", [
   }),
 ]);
 const kvPlane = z.strictObject({
-  codec: z.enum(["fp32", "fp16", "int8-token", "int4-token"]),
+  codec: z.enum(["fp32", "fp16", "int8-token", "int4-token", "kivi"]),
+  bits: z.union([z.literal(2), z.literal(4)]).optional(),
+  group: z.number().int().positive().optional(),
+  residual: z.number().int().positive().optional(),
   hadamard: z.boolean().optional(),
   clip: z.number().gt(0).max(1).optional(),
   zero: z.enum(["float", "int"]).optional(),

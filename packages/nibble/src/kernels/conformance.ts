@@ -21,6 +21,8 @@ import { referenceBackend, STATUS_WORD } from "./reference.js";
 export interface ConformanceOptions {
   /** False for a backend that uses fma in attention's P·V and f32 q·k. */
   exactAttention: boolean;
+  /** Whether the backend runs the kivi codecs. */
+  kivi?: boolean;
   /** Random programs per op. Default 60. */
   programs?: number;
 }
@@ -136,9 +138,14 @@ function makeLab(make: Make, seed: number, rows?: number): Lab {
  */
 export function conformanceSuite(
   backend: Backend | (() => Backend | Promise<Backend>),
-  { exactAttention, programs = 60 }: ConformanceOptions,
+  { exactAttention, kivi = false, programs = 60 }: ConformanceOptions,
 ): void {
-  const cases = { ...rowCases, ...linearCases, ...attentionCases(exactAttention), ...statsCases };
+  const cases = {
+    ...rowCases,
+    ...linearCases,
+    ...attentionCases(exactAttention, kivi),
+    ...statsCases,
+  };
 
   describe("conformance with the reference", () => {
     let reference: Engine;

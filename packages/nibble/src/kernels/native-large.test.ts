@@ -7,7 +7,7 @@ import { Random } from "./conformance/lab.js";
 import type { Engine, LoadedProgram } from "./contract.js";
 import { loadAddon, makeNativeBackend } from "./native.js";
 import { CONTROL_BYTES, EPILOGUE, KV_CODEC, LINE, WEIGHT_KIND, ZERO_KIND } from "./ops.js";
-import { planeLines } from "./page-layout.js";
+import { NO_TAIL, planeLines } from "./page-layout.js";
 import {
   groupCodeSums,
   groupCount,
@@ -215,6 +215,7 @@ function attend(
     headDim,
     pages: maxPages,
     slots: 1,
+    ...NO_TAIL,
   });
   const partsLines = 4096;
   const qkvAt = l.alloc(TOKENS * width * 4);

@@ -329,8 +329,11 @@ export const CACHE = [
   "headDim",
   "pages", // pages in the pool
   "slots", // sequence slots in the table
+  "residual", // kivi codecs: R, a multiple of 32; 0 = the others
+  "tailAt", // kivi: f32 rings of exact rows, one a slot, layer and KV head; else -1
+  "tailTokens", // kivi: rows of a ring, a multiple of 128, at least residual + maxRows; else 0
 ] as const;
-export const KV_CODEC = { f32: 0, f16: 1, int8: 2, int4: 3 } as const;
+export const KV_CODEC = { f32: 0, f16: 1, int8: 2, int4: 3, kivi4: 4, kivi2: 5 } as const;
 
 /** Tokens of one page; positions of one softmax chunk. */
 export const PAGE_TOKENS = 32;

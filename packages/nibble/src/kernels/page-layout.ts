@@ -4,17 +4,50 @@ import { KV_CODEC, LINE, PAGE_TOKENS } from "./ops.js";
 export const isIntCodec = (codec: number): boolean =>
   codec === KV_CODEC.int8 || codec === KV_CODEC.int4;
 
+export const isKiviCodec = (codec: number): boolean =>
+  codec === KV_CODEC.kivi4 || codec === KV_CODEC.kivi2;
+export const kiviBits = (codec: number): number => (codec === KV_CODEC.kivi2 ? 2 : 4);
+/** The cache descriptor's words about exact rows, for codecs without. */
+export const NO_TAIL = { residual: 0, tailAt: -1, tailTokens: 0 } as const;
+/** Tokens (keys) or channels (values) of a group of the kivi codecs. */
+export const KIVI_GROUP = PAGE_TOKENS;
+
 /** Bytes of the elements of 32 tokens of one head, parameters not counted. */
 export function planeBytes(codec: number, headDim: number): number {
-  const bits = { [KV_CODEC.f32]: 32, [KV_CODEC.f16]: 16, [KV_CODEC.int8]: 8, [KV_CODEC.int4]: 4 }[
-    codec
-  ];
-  return (PAGE_TOKENS * headDim * (bits ?? 0)) / 8;
+  const bits = [32, 16, 8, 4, 4, 2][codec] ?? 0; // in the order of KV_CODEC
+  return (PAGE_TOKENS * headDim * bits) / 8;
 }
 
-/** Lines of one plane (keys or values of one head): elements, then f16 scale[32] and zero[32] of int codecs. */
+/**
+ * Lines of one plane (keys or values of one head): elements, then f16 scale[32] and zero[32] of int codecs; kivi: scale and
+ * minimum in f16, [headDim] each for keys, [headDim / 32][32] each for values.
+ */
 export function planeLines(codec: number, headDim: number): number {
-  return Math.ceil(planeBytes(codec, headDim) / LINE) + (isIntCodec(codec) ? 2 : 0);
+  const parameters = isIntCodec(codec) ? 2 : isKiviCodec(codec) ? headDim / 16 : 0;
+  return Math.ceil(planeBytes(codec, headDim) / LINE) + parameters;
+}
+
+/** Lines of the exact rows of one KV head: keys [tailTokens / 16][headDim][16], then values [tailTokens][headDim], f32. */
+export function tailLines(tailTokens: number, headDim: number): number {
+  return (2 * tailTokens * headDim * 4) / LINE;
+}
+
+/** Byte and shift of kivi key code (slot, dim): a channel's 32 tokens stand together, the first in the lowest bits. */
+export function kiviKeyPlace(bits: number, slot: number, dim: number) {
+  const bit = (dim * PAGE_TOKENS + slot) * bits;
+  return { byte: bit >> 3, shift: bit & 7 };
+}
+
+/**
+ * Byte and shift of kivi value code (slot, dim): one row a token, in blocks of 64 channels (32 where 64 does not divide
+ * headDim). A byte holds channels i, i + w, ... of its block, w = bits / 8 of the block.
+ */
+export function kiviValuePlace(bits: number, headDim: number, slot: number, dim: number) {
+  const block = headDim % 64 === 0 ? 64 : 32;
+  const width = (block * bits) / 8;
+  const inside = dim % block;
+  const byte = ((slot * headDim + dim - inside) * bits) / 8 + (inside % width);
+  return { byte, shift: bits * Math.floor(inside / width) };
 }
 
 /**

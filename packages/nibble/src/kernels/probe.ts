@@ -5,7 +5,7 @@
  */
 import type { Engine } from "./contract.js";
 import { CONTROL_BYTES, EPILOGUE, KV_CODEC, LINE, WEIGHT_KIND, ZERO_KIND } from "./ops.js";
-import { planeLines } from "./page-layout.js";
+import { NO_TAIL, planeLines } from "./page-layout.js";
 import {
   groupCodeSums,
   groupCount,
@@ -241,6 +241,7 @@ function emitAttention(p: ProbeArena, name: string, keyCodec: number, valueCodec
     headDim,
     pages: 1,
     slots: 1,
+    ...NO_TAIL,
   });
   const ldQkv = (heads + 2 * kvHeads) * headDim;
   const angle = (i: number) => (i % 7) / 8;

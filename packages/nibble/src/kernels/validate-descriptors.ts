@@ -1,7 +1,14 @@
 /** Bounds of weight and cache descriptors (docs/engine.md, sections 4 and 5). */
 import type { Cache, Weight } from "./decode.js";
-import { KV_CODEC, PAGE_TOKENS, SCALAR_TYPE, WEIGHT_KIND, ZERO_KIND } from "./ops.js";
-import { isIntCodec, planeLines } from "./page-layout.js";
+import {
+  ATTENTION_CHUNK,
+  KV_CODEC,
+  PAGE_TOKENS,
+  SCALAR_TYPE,
+  WEIGHT_KIND,
+  ZERO_KIND,
+} from "./ops.js";
+import { isIntCodec, isKiviCodec, planeLines, tailLines } from "./page-layout.js";
 import { groupCount, PANEL, paddedColumns, segmentBytes, segmentWidths } from "./panel32.js";
 import type { Checker } from "./validate.js";
 
@@ -59,7 +66,7 @@ export function checkWeight(check: Checker, w: Weight): void {
 
 export function checkCache(check: Checker, c: Cache): void {
   for (const name of ["keyCodec", "valueCodec"] as const) {
-    check.integer(name, c[name], KV_CODEC.f32, KV_CODEC.int4);
+    check.integer(name, c[name], KV_CODEC.f32, KV_CODEC.kivi2);
   }
   for (const name of ["keyZeroInt", "valueZeroInt", "hadamard"] as const) {
     check.integer(name, c[name], 0, 1);
@@ -92,5 +99,30 @@ export function checkCache(check: Checker, c: Cache): void {
   );
   check.bytes("poolAt", c.poolAt, c.pages * c.pageLines * 64);
   check.bytes("tableAt", c.tableAt, c.slots * c.layers * c.maxPages * 4);
+  checkTail(check, c);
   check.integer("maxPages", c.maxPages, 1, (2 ** 31 - 1) / PAGE_TOKENS);
+}
+
+/** Both planes are kivi or none is; the ring of exact rows holds the residual and all rows of a run. */
+function checkTail(check: Checker, c: Cache): void {
+  const kivi = isKiviCodec(c.keyCodec);
+  check.require(kivi === isKiviCodec(c.valueCodec), "kivi keys and values go together");
+  if (!kivi) {
+    check.require(
+      c.residual === 0 && c.tailTokens === 0 && c.tailAt === -1,
+      "only kivi codecs have exact rows",
+    );
+    return;
+  }
+  check.require(c.headDim % 32 === 0, `kivi groups are 32 wide, headDim is ${c.headDim}`);
+  check.require(c.keyZeroInt === 0 && c.valueZeroInt === 0, "kivi stores minima, no zero points");
+  check.integer("residual", c.residual, PAGE_TOKENS, 2 ** 20);
+  check.require(c.residual % PAGE_TOKENS === 0, `residual ${c.residual} is no multiple of 32`);
+  check.integer("tailTokens", c.tailTokens, c.residual + check.program.header.maxRows, 2 ** 22);
+  check.require(
+    c.tailTokens % ATTENTION_CHUNK === 0,
+    `tailTokens ${c.tailTokens} is no multiple of ${ATTENTION_CHUNK}`,
+  );
+  const lines = tailLines(c.tailTokens, c.headDim);
+  check.bytes("tailAt", c.tailAt, c.slots * c.layers * c.kvHeads * lines * 64);
 }

@@ -3,47 +3,78 @@
  * sequences. A page holds 32 tokens of one layer, all KV heads, keys and values; layout: docs/engine.md, "Pages".
  */
 import { ResourceError, UsageError } from "../core/errors.js";
-import { type CacheField, KV_CODEC, LINE, PAGE_TOKENS } from "../kernels/ops.js";
+import { ATTENTION_CHUNK, type CacheField, KV_CODEC, LINE, PAGE_TOKENS } from "../kernels/ops.js";
+import { isIntCodec, planeLines, tailLines } from "../kernels/page-layout.js";
 import type { ModelConfig } from "../model/config.js";
 import type { KvPlane, KvRecipe } from "../model/model.js";
 
-const CODEC: Record<KvPlane["codec"], number> = {
+const CODEC: Record<Exclude<KvPlane["codec"], "kivi">, number> = {
   fp32: KV_CODEC.f32,
   fp16: KV_CODEC.f16,
   "int8-token": KV_CODEC.int8,
   "int4-token": KV_CODEC.int4,
 };
-const ELEMENT_BITS: Record<KvPlane["codec"], number> = {
-  fp32: 32,
-  fp16: 16,
-  "int8-token": 8,
-  "int4-token": 4,
-};
-const isInteger = (plane: KvPlane) => ELEMENT_BITS[plane.codec] <= 8;
+const codecOf = (plane: KvPlane): number =>
+  plane.codec !== "kivi" ? CODEC[plane.codec] : plane.bits === 2 ? KV_CODEC.kivi2 : KV_CODEC.kivi4;
+const linesOf = (plane: KvPlane, headDim: number) => planeLines(codecOf(plane), headDim);
+const isQuantized = ({ codec }: KvPlane) => codec !== "fp32" && codec !== "fp16";
 
-/** Lines of one plane (32 tokens of one KV head): codes, then for integer codecs f16 scale[32] and f16 zero[32]. */
-function planeLines(plane: KvPlane, headDim: number): number {
-  const codes = Math.ceil((PAGE_TOKENS * headDim * ELEMENT_BITS[plane.codec]) / 8 / LINE);
-  return codes + (isInteger(plane) ? (2 * PAGE_TOKENS * 2) / LINE : 0);
+/** Rows of one run when nothing else is asked for. Exact rows of a kivi cache cost memory for each. */
+const MAX_ROWS = 512;
+const MAX_ROWS_KIVI = 128;
+
+/** Rows of one run with this cache, unless the caller chose. */
+export function defaultRows(kv: KvRecipe): number {
+  return kv.k.codec === "kivi" ? MAX_ROWS_KIVI : MAX_ROWS;
 }
 
-/** Stored bits per cached element (K and V averaged), parameters included. */
+/** Rows of the ring of exact rows: the residual, and all rows of a run before any of them may be overwritten. */
+function tailTokens(kv: KvRecipe, maxRows: number): number {
+  if (kv.k.codec !== "kivi") return 0;
+  return Math.ceil(((kv.k.residual ?? 0) + maxRows) / ATTENTION_CHUNK) * ATTENTION_CHUNK;
+}
+
+/** Stored bits per element of tokens in the pages (K and V averaged), parameters included; exact rows of kivi are extra. */
 export function cacheBitsPerElement(kv: KvRecipe, headDim: number): number {
-  const lines = planeLines(kv.k, headDim) + planeLines(kv.v, headDim);
+  const lines = linesOf(kv.k, headDim) + linesOf(kv.v, headDim);
   return (lines * LINE * 8) / (2 * PAGE_TOKENS * headDim);
 }
 
-/** Bytes of the cache of `tokens` tokens, all layers. */
-export function cacheBytes(kv: KvRecipe, config: ModelConfig, tokens: number): number {
-  const lines = planeLines(kv.k, config.headDim) + planeLines(kv.v, config.headDim);
-  const pages = Math.ceil(tokens / PAGE_TOKENS) * config.numHiddenLayers;
-  return pages * config.numKeyValueHeads * lines * LINE;
+/**
+ * Bytes of the cache of one sequence of `tokens` tokens, all layers: its pages, and for kivi the ring of exact rows, which
+ * is there from the first token on.
+ */
+export function cacheBytes(
+  kv: KvRecipe,
+  config: ModelConfig,
+  tokens: number,
+  maxRows = defaultRows(kv),
+): number {
+  const lines = linesOf(kv.k, config.headDim) + linesOf(kv.v, config.headDim);
+  const pages = Math.ceil(tokens / PAGE_TOKENS);
+  const tail = tailLines(tailTokens(kv, maxRows), config.headDim);
+  return config.numHiddenLayers * config.numKeyValueHeads * (pages * lines + tail) * LINE;
+}
+
+/** Bytes that one decoded token reads when `tokens` are in the cache: rows of the ring that are exact for it, not all. */
+export function cacheBytesRead(kv: KvRecipe, config: ModelConfig, tokens: number): number {
+  const { headDim, numHiddenLayers, numKeyValueHeads } = config;
+  const heads = numHiddenLayers * numKeyValueHeads;
+  const residual = kv.k.codec === "kivi" ? (kv.k.residual ?? 0) : 0;
+  const exact = residual > 0 ? [Math.floor(tokens) % residual, Math.min(tokens, residual)] : [0, 0];
+  const bytes = [kv.k, kv.v].map((plane, i) => {
+    const perToken = (linesOf(plane, headDim) * LINE) / PAGE_TOKENS;
+    return (tokens - (exact[i] as number)) * perToken + (exact[i] as number) * headDim * 4;
+  });
+  return heads * bytes.reduce((a, b) => a + b);
 }
 
 export interface CachePlan {
   descriptor: Record<CacheField, number>;
   poolLines: number;
   tableBytes: number;
+  /** Exact rows of all sequences; 0 for codecs without. */
+  tailLines: number;
 }
 
 export interface CacheSize {
@@ -54,32 +85,37 @@ export interface CacheSize {
   layers: number;
   /** Tokens that one sequence may reach; default: all of them. */
   sequenceTokens?: number;
+  /** Rows of one run. */
+  maxRows?: number;
 }
 
-/** Sizes of a cache whose sequences share a pool of pages. poolAt and tableAt are left 0. */
+/** Sizes of a cache whose sequences share a pool of pages. poolAt, tableAt and tailAt are left 0. */
 export function planCache(
   kv: KvRecipe,
   config: ModelConfig,
-  { tokens, sequences, layers, sequenceTokens = tokens }: CacheSize,
+  { tokens, sequences, layers, sequenceTokens = tokens, maxRows = defaultRows(kv) }: CacheSize,
 ): CachePlan {
-  const keyLines = planeLines(kv.k, config.headDim);
-  const headLines = keyLines + planeLines(kv.v, config.headDim);
+  const keyLines = linesOf(kv.k, config.headDim);
+  const headLines = keyLines + linesOf(kv.v, config.headDim);
   const pageLines = headLines * config.numKeyValueHeads;
   const maxPages = Math.ceil(sequenceTokens / PAGE_TOKENS);
   const pages = (Math.ceil(tokens / PAGE_TOKENS) + sequences - 1) * layers;
+  const tail = tailTokens(kv, maxRows);
+  const rings = sequences * layers * config.numKeyValueHeads;
   return {
     poolLines: pages * pageLines,
+    tailLines: rings * tailLines(tail, config.headDim),
     tableBytes: sequences * layers * maxPages * 4,
     descriptor: {
-      keyCodec: CODEC[kv.k.codec],
-      valueCodec: CODEC[kv.v.codec],
+      keyCodec: codecOf(kv.k),
+      valueCodec: codecOf(kv.v),
       keyZeroInt: kv.k.zero === "int" ? 1 : 0,
       valueZeroInt: kv.v.zero === "int" ? 1 : 0,
       keyClipF: kv.k.clip ?? 1,
       valueClipF: kv.v.clip ?? 1,
       // With an exact cache the rotation would change nothing but rounding (q and k turn together).
-      hadamard: kv.k.hadamard && isInteger(kv.k) ? 1 : 0,
-      queryBits: isInteger(kv.k) ? (kv.k.qBits ?? 8) : 32,
+      hadamard: kv.k.hadamard && isQuantized(kv.k) ? 1 : 0,
+      queryBits: isIntCodec(codecOf(kv.k)) ? (kv.k.qBits ?? 8) : 32,
       poolAt: 0,
       pageLines,
       headLines,
@@ -91,6 +127,9 @@ export function planCache(
       headDim: config.headDim,
       pages,
       slots: sequences,
+      residual: tail > 0 ? (kv.k.residual ?? 0) : 0,
+      tailAt: tail > 0 ? 0 : -1,
+      tailTokens: tail,
     },
   };
 }
@@ -105,13 +144,20 @@ export class PageTables {
   readonly #free: number[];
   readonly #length: number[];
   readonly #copy: (from: number, to: number) => void;
+  readonly #copyRing: (from: number, to: number) => void;
+  /** Highest end of the rows written to each slot's ring since it was emptied. */
+  readonly #written: number[];
 
-  /** @param copy copies the bytes of one page to another */
+  /**
+   * @param copy copies the bytes of one page to another
+   * @param copyRing copies the exact rows of one sequence to another (kivi)
+   */
   constructor(
     descriptor: Record<CacheField, number>,
     table: Int32Array,
     sequences: number,
     copy: (from: number, to: number) => void,
+    copyRing: (from: number, to: number) => void = () => {},
   ) {
     this.#descriptor = descriptor;
     this.#table = table.fill(0);
@@ -119,6 +165,8 @@ export class PageTables {
     this.#free = Array.from({ length: descriptor.pages }, (_, i) => descriptor.pages - 1 - i);
     this.#length = new Array<number>(sequences).fill(0);
     this.#copy = copy;
+    this.#copyRing = copyRing;
+    this.#written = new Array<number>(sequences).fill(0);
   }
 
   /** Tokens that sequence `slot` has room for now. */
@@ -183,8 +231,39 @@ export class PageTables {
     this.#length[slot] = length;
   }
 
-  /** Gives back everything beyond the first `length` tokens. */
+  /** Rows of a run: kivi caches keep the newest rows exact, and may forget only as many as their ring can give back. */
+  wrote(slots: ArrayLike<number>, positions: ArrayLike<number>): void {
+    for (let i = 0; i < slots.length; i++) {
+      const slot = slots[i] as number;
+      this.#written[slot] = Math.max(this.#written[slot] as number, (positions[i] as number) + 1);
+    }
+  }
+
+  /**
+   * The longest prefix of at most `length` tokens that a sequence can be cut to: `length` itself, or 0 where a kivi cache
+   * no longer has the exact rows that the cut would bring back into its residual.
+   */
+  keepable(slot: number, length: number): number {
+    const { residual, tailTokens } = this.#descriptor;
+    const lost = (this.#written[slot] as number) - length;
+    return residual > 0 && lost > tailTokens - residual ? 0 : length;
+  }
+
+  /**
+   * Gives back everything beyond the first `length` tokens.
+   * @throws UsageError code "kv-truncate" when a kivi cache has no exact rows for that end; nothing is changed then
+   */
   truncate(slot: number, length: number): void {
+    if (this.keepable(slot, length) < length) {
+      const { residual, tailTokens } = this.#descriptor;
+      throw new UsageError(
+        `a kivi cache gives back at most its last ${tailTokens - residual} tokens; ` +
+          `${this.#written[slot]} were written and ${length} are to stay`,
+        { hint: "Truncate to 0 and feed the tokens again." },
+        "kv-truncate",
+      );
+    }
+    if (length === 0) this.#written[slot] = 0;
     const have = Math.ceil(this.length(slot) / PAGE_TOKENS);
     const keep = Math.ceil(length / PAGE_TOKENS);
     for (let page = keep; page < have; page++) {
@@ -202,7 +281,14 @@ export class PageTables {
   fork(from: number, to: number): void {
     const pages = Math.ceil(this.length(from) / PAGE_TOKENS);
     const shared = Array.from({ length: pages }, (_, page) => this.pages(from, page));
-    this.adopt(to, shared, this.length(from));
+    this.#begin(to, shared, this.length(from));
+    if (!this.pagesAreAll) this.#copyRing(from, to);
+    this.#written[to] = this.#written[from] as number;
+  }
+
+  /** False when a sequence is more than its pages: a kivi cache keeps the newest rows elsewhere. */
+  get pagesAreAll(): boolean {
+    return this.#descriptor.residual === 0;
   }
 
   /** Page numbers, layer by layer, of the `page`-th 32 tokens of a sequence. */
@@ -214,9 +300,18 @@ export class PageTables {
 
   /**
    * Lets the empty sequence `slot` begin with pages that others hold too.
-   * @throws UsageError when `slot` is not empty
+   * @throws UsageError when `slot` is not empty, or pages are not all there is to a sequence
    */
   adopt(slot: number, shared: readonly Int32Array[], length: number): void {
+    if (length > 0 && !this.pagesAreAll) {
+      throw new UsageError("a kivi sequence cannot begin with the pages of another", {
+        hint: "its newest rows stand outside of the pages; fork the sequence instead",
+      });
+    }
+    this.#begin(slot, shared, length);
+  }
+
+  #begin(slot: number, shared: readonly Int32Array[], length: number): void {
     if (this.length(slot) > 0 || slot < 0 || slot >= this.sequences) {
       throw new UsageError(`cache slot ${slot} is in use or does not exist`, {
         hint: "reset the session there, or open the model for more sequences",

@@ -2,7 +2,8 @@
  * Prefix sharing (PagedAttention, arXiv:2309.06180): full pages of 32 tokens are remembered under a chain of hashes, so a
  * prompt that begins like an earlier one begins with its pages instead of running it again. A page's hash covers the cache
  * recipe, all tokens before it and its own, hence also its position. Pages that only this index holds go, least recently
- * used and last in their chain first, when the pool runs short.
+ * used and last in their chain first, when the pool runs short. Nothing is remembered of a kivi cache, whose newest rows
+ * stand outside of the pages.
  */
 import { sha256 } from "../core/sha256.js";
 import { PAGE_TOKENS } from "../kernels/ops.js";
@@ -64,6 +65,7 @@ export class PrefixCache {
 
   /** Remembers the full pages of a sequence; `tokens` are in its cache. */
   publish(slot: number, tokens: readonly number[]): void {
+    if (!this.#tables.pagesAreAll) return;
     const known = this.#chain(tokens, tokens.length);
     let parent = known.at(-1) ?? null;
     const end = Math.floor(tokens.length / PAGE_TOKENS);

@@ -19,8 +19,13 @@ import { maxGroups, placeEdges, placeEmbedding, placeLayer, placeSites } from ".
 export interface CompileOptions {
   backend: Backend;
   threads: number;
-  /** Cache descriptor from planCache (poolAt and tableAt are filled in here) and its sizes. */
-  cache: { descriptor: Record<CacheField, number>; poolLines: number; tableBytes: number };
+  /** Cache descriptor from planCache (its places are filled in here) and its sizes. */
+  cache: {
+    descriptor: Record<CacheField, number>;
+    poolLines: number;
+    tableBytes: number;
+    tailLines: number;
+  };
   /** Positions a sequence may reach. */
   maxContext: number;
   /** Rows of one run; longer prompts go in chunks. */
@@ -89,7 +94,7 @@ function arenaBound(
   bytes += 16 * c.numAttentionHeads * Math.ceil(options.maxContext / 128) * (c.headDim + 2) * 4;
   bytes += maxLogitRows * (Math.ceil(c.vocabSize / 32) * 32) * 4 * 2 + 2 ** 20;
   bytes += options.threads * scratchLines(wide, wide) * LINE;
-  bytes += options.cache.poolLines * LINE + options.cache.tableBytes;
+  bytes += (options.cache.poolLines + options.cache.tailLines) * LINE + options.cache.tableBytes;
   return Math.ceil(bytes);
 }
 
@@ -131,6 +136,7 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       ...options.cache.descriptor,
       poolAt: arena.alloc(options.cache.poolLines * LINE),
       tableAt: arena.alloc(options.cache.tableBytes),
+      tailAt: options.cache.tailLines > 0 ? arena.alloc(options.cache.tailLines * LINE) : -1,
     };
     const cacheIndex = builder.cache(cache);
     const d = config.hiddenSize;

@@ -81,8 +81,12 @@ export interface Model {
 }
 
 export interface KvPlane {
-  codec: "fp32" | "fp16" | "int8-token" | "int4-token";
+  codec: "fp32" | "fp16" | "int8-token" | "int4-token" | "kivi";
   hadamard?: boolean;
+  /** kivi only: bits of a code, tokens (keys) or channels (values) of a group, newest tokens that stay exact. */
+  bits?: 2 | 4;
+  group?: number;
+  residual?: number;
   clip?: number;
   zero?: "float" | "int";
   qBits?: 8 | 32;

@@ -144,7 +144,7 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
       linears: linears.count > 0 ? linears.bits / linears.count : 0,
       whole: outputBits / parameters,
     },
-    cacheBytesPerToken: cacheBytes(kv, model.config, 32) / 32,
+    cacheBytesPerToken: (cacheBytes(kv, model.config, 64) - cacheBytes(kv, model.config, 32)) / 32,
     peakBytes: PROCESS_BYTES + Math.max(working, writing),
     flops,
     seconds,

@@ -1,7 +1,6 @@
 /** What a run of a compiled model has to compute and to read, counted from its program: the basis of rooflines. */
 import { decodeProgram } from "../kernels/decode.js";
-import { PAGE_TOKENS } from "../kernels/ops.js";
-import { cacheBytes } from "../kv/cache.js";
+import { cacheBytesRead } from "../kv/cache.js";
 import type { CompiledModel } from "../model/compile.js";
 import { REGISTER } from "../model/lower.js";
 import type { KvRecipe } from "../model/model.js";
@@ -46,7 +45,8 @@ export function workCounter(compiled: CompiledModel, kv: KvRecipe) {
     }
     return keys;
   };
-  const perKey = cacheBytes(kv, config, PAGE_TOKENS) / PAGE_TOKENS / config.numHiddenLayers;
+  /** Cache that a row with `keys` visible keys (all layers) reads. */
+  const cacheOf = (keys: number) => cacheBytesRead(kv, config, keys / config.numHiddenLayers);
   const product = 4 * config.numAttentionHeads * config.headDim;
   return {
     /**
@@ -59,7 +59,7 @@ export function workCounter(compiled: CompiledModel, kv: KvRecipe) {
       return {
         intOps: rows * sequences * row.intOps + logits * head.intOps,
         floatOps: rows * sequences * row.floatOps + logits * head.floatOps + keys * product,
-        bytes: compiled.bytesPerToken + sequences * keysOf(from + rows - 1) * perKey,
+        bytes: compiled.bytesPerToken + sequences * cacheOf(keysOf(from + rows - 1)),
       };
     },
   };

@@ -3,7 +3,7 @@ import { UsageError } from "../core/errors.js";
 import { defaultThreads } from "../core/memory.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
-import { planCache } from "../kv/cache.js";
+import { defaultRows, planCache } from "../kv/cache.js";
 import { kvPreset, resolveKv } from "../kv/presets.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
 import type { KvRecipe, Model } from "../model/model.js";
@@ -53,6 +53,7 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
   }
   const maxContext = options.maxContext ?? Math.min(model.config.maxPositionEmbeddings, 8192);
   const sequences = options.sequences ?? 1;
+  const maxRows = options.maxRows ?? defaultRows(kv);
   const backend = await selectBackend(options.backend ?? "auto", options.log ?? (() => {}));
   const compiled = await compileModel(model, {
     backend,
@@ -62,9 +63,10 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
       sequenceTokens: maxContext,
       sequences,
       layers: model.config.numHiddenLayers,
+      maxRows,
     }),
     maxContext,
-    ...(options.maxRows ? { maxRows: options.maxRows } : {}),
+    maxRows,
     ...(options.onLayer ? { onLayer: options.onLayer } : {}),
     ...(options.signal ? { signal: options.signal } : {}),
   });

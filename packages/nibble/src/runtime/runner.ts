@@ -4,6 +4,7 @@
  */
 import { NumericError, UsageError } from "../core/errors.js";
 import { LINE } from "../kernels/ops.js";
+import { tailLines } from "../kernels/page-layout.js";
 import { PageTables } from "../kv/cache.js";
 import type { CompiledModel } from "../model/compile.js";
 import { REGISTER } from "../model/lower.js";
@@ -32,10 +33,16 @@ export class Runner {
 
   constructor(model: CompiledModel, sequences = 1) {
     this.model = model;
-    const { poolAt, pageLines } = model.cache;
+    const { poolAt, pageLines, tailAt, layers, kvHeads, tailTokens, headDim } = model.cache;
     const page = (id: number) => model.arena.u8(poolAt + id * pageLines, pageLines * LINE);
-    this.tables = new PageTables(model.cache, model.cacheTable, sequences, (from, to) =>
-      page(to).set(page(from)),
+    const ringLines = layers * kvHeads * tailLines(tailTokens, headDim);
+    const ring = (slot: number) => model.arena.u8(tailAt + slot * ringLines, ringLines * LINE);
+    this.tables = new PageTables(
+      model.cache,
+      model.cacheTable,
+      sequences,
+      (from, to) => page(to).set(page(from)),
+      (from, to) => ring(to).set(ring(from)),
     );
     this.#vocabRows = Math.ceil(model.config.vocabSize / 32) * 32;
     this.#ropeLength = model.maxContext;
@@ -69,6 +76,7 @@ export class Runner {
     arena.i32(io.positionsAt, n).set(rows.positions);
     arena.i32(io.sequencesAt, n).set(rows.sequences);
     arena.i32(io.logitIndexAt, logitRows.length).set(logitRows);
+    this.tables.wrote(rows.sequences, rows.positions);
     registers[REGISTER.rows] = n;
     registers[REGISTER.logitRows] = logitRows.length;
     registers[REGISTER.statRows] = 0;

@@ -105,6 +105,7 @@ export class Session {
       ids[shared] === this.#cached[shared]
     )
       shared++;
+    shared = runner.tables.keepable(this.#slot, shared);
     runner.tables.truncate(this.#slot, shared);
     this.#cached.length = shared;
     await runner.prefill(this.#slot, ids.slice(shared), shared, {

@@ -4,13 +4,16 @@
  */
 import type { Cache } from "../decode.js";
 import { KV_CODEC, LINE, PAGE_TOKENS } from "../ops.js";
-import { isIntCodec, planeLines } from "../page-layout.js";
-import { planeOf, storeToken } from "../reference/kv.js";
+import { isIntCodec, isKiviCodec, NO_TAIL, planeLines, tailLines } from "../page-layout.js";
+import { codeKeyPage, storeKiviToken } from "../reference/kivi.js";
+import { storeToken } from "../reference/kv.js";
 import { Machine } from "../reference/machine.js";
+import { planeOf } from "../reference/pages.js";
 import { type Lab, randomRow, randomStride } from "./lab.js";
 import type { Make } from "./row-cases.js";
 
-const CODECS = Object.values(KV_CODEC);
+const KIVI_CODECS = [KV_CODEC.kivi4, KV_CODEC.kivi2];
+const CODECS = Object.values(KV_CODEC).filter((codec) => !isKiviCodec(codec));
 /** Relative bound of a float sum (docs/engine.md, section 1). */
 const FLOAT_BOUND = 1e-5;
 
@@ -49,7 +52,8 @@ function setUp(lab: Lab, choice: Choice, calm = false) {
   const { random } = lab;
   const kvHeads = random.int(1, 3);
   const heads = kvHeads * random.pick([1, 1, 2, 3, 4]);
-  const headDim = random.pick([8, 16, 32, 64, 64, 128, 96]);
+  const kivi = isKiviCodec(choice.keyCodec);
+  const headDim = random.pick(kivi ? [32, 64, 64, 128, 96] : [8, 16, 32, 64, 64, 128, 96]);
   const powerOfTwo = headDim !== 96;
   const slots = random.int(1, 3);
   const layers = random.int(1, 2);
@@ -78,8 +82,9 @@ function setUp(lab: Lab, choice: Choice, calm = false) {
   }
   const cache: Cache = {
     ...choice,
-    keyZeroInt: random.int(0, 1),
-    valueZeroInt: random.int(0, 1),
+    ...(kivi ? ring(lab, slots * layers * kvHeads, headDim) : NO_TAIL),
+    keyZeroInt: kivi ? 0 : random.int(0, 1),
+    valueZeroInt: kivi ? 0 : random.int(0, 1),
     keyClipF: random.pick([1, Math.fround(0.95)]),
     valueClipF: random.pick([1, Math.fround(0.95)]),
     hadamard: powerOfTwo ? random.int(0, 1) : 0,
@@ -104,6 +109,18 @@ function setUp(lab: Lab, choice: Choice, calm = false) {
   };
 }
 
+/** Room for exact rows, full of NaN. */
+function ring(lab: Lab, count: number, headDim: number) {
+  const residual = lab.random.pick([32, 64, 128]);
+  const tailTokens = Math.ceil((residual + lab.maxRows) / 128) * 128;
+  const bytes = count * tailLines(tailTokens, headDim) * LINE;
+  return {
+    residual,
+    tailTokens,
+    tailAt: lab.output("tail", "i8", new Uint8Array(bytes).fill(0xff)),
+  };
+}
+
 type Setting = ReturnType<typeof setUp>;
 
 /** Writes the tokens that are in the cache before the run, through the reference codec. */
@@ -115,8 +132,16 @@ function fillContext(lab: Lab, s: Setting): void {
       const entry = (sequence * c.layers + layer) * c.maxPages + Math.floor(position / PAGE_TOKENS);
       for (let head = 0; head < c.kvHeads; head++) {
         for (const keys of [true, false]) {
+          const x = s.vectors.vector(c.headDim);
+          if (c.residual > 0) {
+            storeKiviToken(machine, c, { sequence, layer, head, keys }, position, x);
+            if (keys && position % PAGE_TOKENS === PAGE_TOKENS - 1) {
+              codeKeyPage(machine, c, sequence, layer, head, position);
+            }
+            continue;
+          }
           const plane = planeOf(c, s.table[entry] as number, head, keys);
-          storeToken(machine, plane, position % PAGE_TOKENS, s.vectors.vector(c.headDim));
+          storeToken(machine, plane, position % PAGE_TOKENS, x);
         }
       }
     }
@@ -168,6 +193,18 @@ function emitAppend(lab: Lab, s: Setting) {
   lab.emit("appendKv", operands);
   return operands;
 }
+
+const kiviPlanes = (lab: Lab): Choice => ({
+  keyCodec: lab.random.pick(KIVI_CODECS),
+  valueCodec: lab.random.pick(KIVI_CODECS),
+  queryBits: 32,
+});
+
+const appendKivi: Make = (lab) => {
+  const s = setUp(lab, kiviPlanes(lab));
+  fillContext(lab, s);
+  emitAppend(lab, s);
+};
 
 const appendKv: Make = (lab) => {
   const keyCodec = lab.random.pick(CODECS);
@@ -303,9 +340,12 @@ const attendTile: Make = (lab) => {
 };
 
 /** @param exactAttention true when P·V and f32 q·k use no fma (docs/engine.md, section 1) */
-export function attentionCases(exactAttention: boolean): Record<string, Make> {
+export function attentionCases(exactAttention: boolean, kivi: boolean): Record<string, Make> {
   return {
     appendKv,
+    ...(kivi
+      ? { "appendKv, kivi": appendKivi, "attention, kivi": attend(kiviPlanes, exactAttention) }
+      : {}),
     "attention, integer keys, 8-bit queries": attend(integerScores, exactAttention),
     "attention, float keys": attend(floatScores, exactAttention),
     "attention, integer keys, f32 queries": attend(mixedScores, false),

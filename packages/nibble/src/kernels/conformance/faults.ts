@@ -1,6 +1,6 @@
 /** Programs that read something they must not use while running. Each ends with the instruction that does. */
 import { KV_CODEC, LINE, PAGE_TOKENS } from "../ops.js";
-import { planeLines } from "../page-layout.js";
+import { NO_TAIL, planeLines } from "../page-layout.js";
 import { attentionCases } from "./attention-cases.js";
 import { Lab } from "./lab.js";
 import { linearCases } from "./linear-cases.js";
@@ -89,6 +89,7 @@ export function pagedToken(table: [number, number], slidingWindow = 0): Lab {
     headDim,
     pages: 2,
     slots: 1,
+    ...NO_TAIL,
   });
   const angles = (2 * PAGE_TOKENS * headDim) / 2;
   const common = {
@@ -175,8 +176,12 @@ export const FAULTS: Record<string, () => Lab> = {
   ...indexFaults("row index", rowCases.gatherRows, "index", [-1, LARGE]),
   ...indexFaults("scatter index", rowCases.scatterAddRows, "index", [-1, LARGE]),
   ...indexFaults("target", statsCases.logitStats, "targets", [-1, LARGE], 6),
-  ...indexFaults("position", attentionCases(true).appendKv, "positions", [-1, LARGE]),
-  ...indexFaults("sequence slot", attentionCases(true).appendKv, "sequences", [-1, 3, LARGE]),
+  ...indexFaults("position", attentionCases(true, false).appendKv, "positions", [-1, LARGE]),
+  ...indexFaults("sequence slot", attentionCases(true, false).appendKv, "sequences", [
+    -1,
+    3,
+    LARGE,
+  ]),
   "a tile's range that begins before it": () => tileRange(-1, 2),
   "a tile's range that ends behind it": () => tileRange(0, 5),
   "a tile's range that ends before it begins": () => tileRange(3, 2),

@@ -3,9 +3,11 @@ import type { Cache } from "../decode.js";
 import { ATTENTION_CHUNK, PAGE_TOKENS } from "../ops.js";
 import { isIntCodec } from "../page-layout.js";
 import type { Operands } from "../program.js";
-import { loadToken, pageOf, planeOf } from "./kv.js";
+import { KiviChunk } from "./kivi.js";
+import { loadToken } from "./kv.js";
 import type { Machine } from "./machine.js";
 import { exp, Lane16 } from "./numerics.js";
+import { pageOf, planeOf } from "./pages.js";
 
 const f = Math.fround;
 const lanes = new Lane16();
@@ -74,6 +76,7 @@ export function attention(machine: Machine, o: Operands<"attention">, rows: numb
   );
   const lastChunk = Math.floor(Math.max(...positions) / ATTENTION_CHUNK);
   const chunk = new Chunk(machine, c, o.layer);
+  const kivi = c.residual > 0 ? new KiviChunk(machine, c, o.layer) : null;
   const part: State = { max: 0, sum: 0, acc: new Float32Array(headDim) };
   const states: State[] = [];
   for (let i = 0; i < rows * heads; i++) {
@@ -87,10 +90,11 @@ export function attention(machine: Machine, o: Operands<"attention">, rows: numb
         const from = Math.max(low, index * ATTENTION_CHUNK);
         const to = Math.min(positions[m], index * ATTENTION_CHUNK + ATTENTION_CHUNK - 1);
         if (from > to) continue;
-        chunk.load(sequences[m], kvHead, from, to);
+        if (kivi) kivi.load(sequences[m], kvHead, from, to, positions[m]);
+        else chunk.load(sequences[m], kvHead, from, to);
         for (let h = 0; h < heads; h++) {
           if (Math.floor((h * kvHeads) / heads) !== kvHead) continue;
-          attendChunk(machine, o, c, chunk, m * heads + h, from, to, part);
+          attendChunk(machine, o, c, kivi ?? chunk, m * heads + h, from, to, part);
           merge(states[m * heads + h], part);
         }
       }
@@ -113,7 +117,7 @@ function attendChunk(
   machine: Machine,
   o: Operands<"attention">,
   c: Cache,
-  chunk: Chunk,
+  chunk: Chunk | KiviChunk,
   query: number,
   from: number,
   to: number,
@@ -121,7 +125,11 @@ function attendChunk(
 ): void {
   const first = from % ATTENTION_CHUNK;
   const last = to % ATTENTION_CHUNK;
-  score(machine, o, c, chunk, query, first, last);
+  if (chunk instanceof KiviChunk) {
+    chunk.score(o.queryAt * 16 + query * o.headDim, first, last, scores);
+  } else {
+    score(machine, o, c, chunk, query, first, last);
+  }
   part.max = Number.NEGATIVE_INFINITY;
   for (let t = first; t <= last; t++) {
     scores[t] *= o.softmaxScaleF;
@@ -134,6 +142,10 @@ function attendChunk(
   }
   part.sum = lanes.fold();
   const { acc } = part;
+  if (chunk instanceof KiviChunk) {
+    chunk.accumulate(scores, first, last, acc);
+    return;
+  }
   const { headDim } = o;
   const int = isIntCodec(c.valueCodec);
   acc.fill(0);

@@ -10,48 +10,14 @@ import {
 } from "../page-layout.js";
 import type { Operands } from "../program.js";
 import { butterflies } from "./hadamard.js";
+import { codeKeyPage, storeKiviToken } from "./kivi.js";
 import type { Machine } from "./machine.js";
 import { normRow } from "./norm.js";
 import { f16ToF32, f32ToF16, rne } from "./numerics.js";
+import { type Plane, pageOf, planeOf } from "./pages.js";
 import { clamp, rangeQuantizer } from "./quantize.js";
 
 const f = Math.fround;
-
-/** One kind of data of one head in one page: where it is and how it is coded. */
-export interface Plane {
-  /** First byte in the arena. */
-  at: number;
-  codec: number;
-  zeroInt: boolean;
-  clip: number;
-  headDim: number;
-  keys: boolean;
-}
-
-/** The keys or values of `head` in page number `page`. */
-export function planeOf(c: Cache, page: number, head: number, keys: boolean): Plane {
-  const line = c.poolAt + page * c.pageLines + head * c.headLines + (keys ? 0 : c.keyLines);
-  return {
-    at: line * LINE,
-    codec: keys ? c.keyCodec : c.valueCodec,
-    zeroInt: (keys ? c.keyZeroInt : c.valueZeroInt) === 1,
-    clip: keys ? c.keyClipF : c.valueClipF,
-    headDim: c.headDim,
-    keys,
-  };
-}
-
-/** Checked page number of slot `position` of a sequence. */
-export function pageOf(
-  machine: Machine,
-  c: Cache,
-  sequence: number,
-  layer: number,
-  position: number,
-): number {
-  const entry = (sequence * c.layers + layer) * c.maxPages + Math.floor(position / PAGE_TOKENS);
-  return machine.index(c.tableAt, entry, c.pages);
-}
 
 const codePlace = (p: Plane, slot: number, dim: number) =>
   (p.keys ? keyCodePlace : valueCodePlace)(p.codec, p.headDim, slot, dim);
@@ -146,6 +112,18 @@ export function loadToken(
   return { scale, zero: p.zeroInt ? f(scale * zero) : zero };
 }
 
+/** Pages whose last token came in this run: their keys can be coded. */
+function codeKeyPages(machine: Machine, o: Operands<"appendKv">, c: Cache, rows: number): void {
+  for (let m = 0; m < rows; m++) {
+    const position = machine.i32[o.positionsAt * 16 + m];
+    if (position % PAGE_TOKENS !== PAGE_TOKENS - 1) continue;
+    const sequence = machine.i32[o.sequencesAt * 16 + m];
+    for (let head = 0; head < o.kvHeads; head++) {
+      codeKeyPage(machine, c, sequence, o.layer, head, position);
+    }
+  }
+}
+
 export function appendKv(machine: Machine, o: Operands<"appendKv">, rows: number): void {
   const { f32, i8, i32 } = machine;
   const c = machine.caches[o.cacheC];
@@ -183,7 +161,11 @@ export function appendKv(machine: Machine, o: Operands<"appendKv">, rows: number
       if (h >= heads) {
         const keys = h < heads + kvHeads;
         const head = keys ? h - heads : h - heads - kvHeads;
-        storeToken(machine, planeOf(c, page, head, keys), slot, x);
+        if (c.residual > 0) {
+          storeKiviToken(machine, c, { sequence, layer: o.layer, head, keys }, position, x);
+        } else {
+          storeToken(machine, planeOf(c, page, head, keys), slot, x);
+        }
       } else if (c.queryBits === 32) {
         f32.set(x, o.queryAt * 16 + (m * heads + h) * headDim);
       } else {
@@ -199,4 +181,5 @@ export function appendKv(machine: Machine, o: Operands<"appendKv">, rows: number
       }
     }
   }
+  if (c.residual > 0) codeKeyPages(machine, o, c, rows);
 }
