@@ -1,8 +1,8 @@
 import { defineConfig } from "vitest/config";
 
 /**
- * Three tiers, one project each: `unit` (no model files, no browser; `npm test`), `model` (SmolLM2-135M) and
- * `browser` (a system Chromium). `npx vitest run some/file.test.ts` picks the right project by itself.
+ * Four tiers, one project each: `unit` (no model files, no browser; `npm test`), `model` (SmolLM2-135M), `browser` (a
+ * system Chromium) and `queue` (a system redis-server). `npx vitest run some/file.test.ts` picks the right project by itself.
  */
 const root = "packages/nibble";
 export default defineConfig({
@@ -15,7 +15,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: [`${root}/src/**/*.test.ts`, `${root}/test/**/*.test.ts`],
-          exclude: [`${root}/test/model/**`, `${root}/test/browser/**`],
+          exclude: ["model", "browser", "queue"].map((tier) => `${root}/test/${tier}/**`),
           testTimeout: 30_000,
           hookTimeout: 30_000,
         },
@@ -37,6 +37,17 @@ export default defineConfig({
           include: [`${root}/test/browser/**/*.test.ts`],
           testTimeout: 3 * 60_000,
           hookTimeout: 3 * 60_000,
+          fileParallelism: false,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "queue",
+          include: [`${root}/test/queue/**/*.test.ts`],
+          // For hangs only: no verdict depends on it.
+          testTimeout: 4 * 60_000,
+          hookTimeout: 60_000,
           fileParallelism: false,
         },
       },

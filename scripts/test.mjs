@@ -1,5 +1,6 @@
 /**
- * Runs one tier of tests: `unit` (default; no model files, no browser), `model` (SmolLM2-135M), `browser` (Chromium).
+ * Runs one tier of tests: `unit` (default; no model files, no browser), `model` (SmolLM2-135M), `browser` (Chromium),
+ * `queue` (redis-server).
  * Further arguments go to vitest. Ends with a count and the tiers that did not run. A tier whose means are missing is
  * skipped with a message, or fails when CI is set. Exit codes: 0 passed or skipped, 1 failed, 2 usage.
  */
@@ -20,6 +21,7 @@ const TIERS = {
   unit: { command: "npm test", means: () => ({}) },
   model: { command: "npm run test:model", means: modelFolder },
   browser: { command: "npm run test:browser", means: chromium },
+  queue: { command: "npm run test:queue", means: redisServer },
 };
 
 const [first, ...others] = process.argv.slice(2);
@@ -88,14 +90,26 @@ function modelFolder() {
   return { missing: "no SmolLM2-135M found; set NIBBLE_MODEL_DIR to the folder that holds it" };
 }
 
+/** First of some programs on the path, or of the path that a variable names. */
+function program(variable, names) {
+  const folders = (process.env.PATH ?? "").split(delimiter);
+  return [
+    process.env[variable],
+    ...names.flatMap((name) => folders.map((folder) => join(folder, name))),
+  ].find((path) => path && existsSync(path));
+}
+
 /** A system Chromium: NIBBLE_CHROMIUM, else the first known name on the path. */
 function chromium() {
   const names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
-  const folders = (process.env.PATH ?? "").split(delimiter);
-  const found = [
-    process.env.NIBBLE_CHROMIUM,
-    ...names.flatMap((name) => folders.map((folder) => join(folder, name))),
-  ].find((path) => path && existsSync(path));
+  const found = program("NIBBLE_CHROMIUM", names);
   if (found) return { env: { NIBBLE_CHROMIUM: found } };
   return { missing: "no Chromium on the path; install one or set NIBBLE_CHROMIUM" };
+}
+
+/** A redis-server: NIBBLE_REDIS_SERVER, else the one on the path. */
+function redisServer() {
+  const found = program("NIBBLE_REDIS_SERVER", ["redis-server"]);
+  if (found) return { env: { NIBBLE_REDIS_SERVER: found } };
+  return { missing: "no redis-server on the path; install it or set NIBBLE_REDIS_SERVER" };
 }

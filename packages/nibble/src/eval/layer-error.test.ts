@@ -1,8 +1,22 @@
-import { describe, expect, it } from "vitest";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, it, vi } from "vitest";
+import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
-import { outlierFacts } from "./activations.js";
+import { decode } from "../encodings/quant-tensor.js";
+import { selectBackend } from "../kernels/select.js";
+import { roundToNearest, rtn } from "../methods/rtn.js";
+import { parameter } from "../model/model.js";
+import { SITE_OF } from "../model/roles.js";
+import { loadModel } from "../runtime/load-model.js";
+import { openModel } from "../runtime/open.js";
+import { captureLayers, outlierFacts } from "./activations.js";
 import { roundGroups, variantErrors } from "./kv-error.js";
-import { relativeOutputError, shareOut } from "./layer-error.js";
+import { layerSensitivity, outputErrors, shareOut, withRoundedLayer } from "./layer-error.js";
+import { measureSensitivity } from "./measure-sensitivity.js";
+import { evaluatePerplexity } from "./perplexity.js";
 import { gridPicture, kvPicture, outlierPicture, sensitivityPictures } from "./pictures.js";
 
 const rng = new Philox(9, "layer-error");
@@ -13,37 +27,117 @@ const site = (values: Float32Array, rows: number, width: number) => ({
   width,
 });
 
-describe("relativeOutputError", () => {
-  it("equals the error of the outputs themselves", () => {
-    const [n, k, tokens] = [5, 7, 40];
-    const w = Float32Array.from(rng.normals(n * k));
-    const rounded = w.map((v) => Math.round(v * 2) / 2);
-    const x = rng.normals(tokens * k);
-    const hessian = new Float64Array(k * k);
-    for (let t = 0; t < tokens; t++) {
-      for (let i = 0; i < k; i++) {
-        for (let j = i; j < k; j++) {
-          hessian[i * k + j] =
-            (hessian[i * k + j] as number) + (x[t * k + i] as number) * (x[t * k + j] as number);
+const model = fileURLToPath(new URL("../../test/golden/models/llama-tied", import.meta.url));
+const ids = Array.from({ length: 40 }, (_, i) => (i * 37 + 11) % 250);
+const rounding = { bits: 3, groupSize: 32 };
+
+describe("outputErrors", () => {
+  it("is the error of the outputs themselves, over all tokens and outputs", async () => {
+    const backend = await selectBackend("wasm", () => {});
+    const loaded = await loadModel(model);
+    try {
+      const modules = await outputErrors(
+        loaded,
+        ids,
+        { widths: [3], groupSize: 32 },
+        { backend, threads: 1 },
+      );
+      expect(modules).toHaveLength(7 * loaded.config.numHiddenLayers);
+      const run = { backend, threads: 1, ids };
+      for (const [layer, sites] of await captureLayers(loaded, [0, 1], run)) {
+        for (const role of ["k", "down"] as const) {
+          const x = sites.find((s) => s.site === SITE_OF[role]);
+          const { spec, weight } = parameter(loaded, `layers.${layer}.${role}`);
+          if (!x || "quant" in weight) throw new Error("nothing captured");
+          const [n = 0, k = 0] = spec.shape;
+          const w = await weight.read();
+          const rounded = decode(
+            roundToNearest(w.slice(), n, k, rtn.options.parse({ ...rounding, sym: false })),
+          );
+          let error = 0;
+          let energy = 0;
+          for (let t = 0; t < x.rows; t++) {
+            for (let r = 0; r < n; r++) {
+              let y = 0;
+              let lost = 0;
+              for (let i = 0; i < k; i++) {
+                const value = x.values[t * k + i] as number;
+                y += value * (w[r * k + i] as number);
+                lost += value * ((w[r * k + i] as number) - (rounded[r * k + i] as number));
+              }
+              error += lost ** 2;
+              energy += y ** 2;
+            }
+          }
+          const found = modules.find((m) => m.path === spec.path)?.error[3] as number;
+          expect(found / (error / energy)).toBeCloseTo(1, 4);
         }
       }
+    } finally {
+      await loaded.close();
     }
-    let error = 0;
-    let total = 0;
-    for (let t = 0; t < tokens; t++) {
-      for (let r = 0; r < n; r++) {
-        let y = 0;
-        let z = 0;
-        for (let i = 0; i < k; i++) {
-          y += (w[r * k + i] as number) * (x[t * k + i] as number);
-          z += (rounded[r * k + i] as number) * (x[t * k + i] as number);
-        }
-        error += (y - z) ** 2;
-        total += y * y;
+  });
+});
+
+describe("layerSensitivity", () => {
+  it("is the divergence of a model with that layer rounded, and leaves the others alone", async () => {
+    const loaded = await loadModel(model);
+    const run = { backend: "wasm" as const, threads: 1 };
+    try {
+      const kl = await layerSensitivity(loaded, ids, rounding, run);
+      const reference = await openModel(loaded, { ...run, maxContext: 64 });
+      const base = await evaluatePerplexity(reference, ids, { ctx: ids.length });
+      for (const row of kl) {
+        const other = withRoundedLayer(loaded, row.layer, rounding);
+        const opened = await openModel(other, { ...run, maxContext: 64 });
+        const direct = await evaluatePerplexity(opened, ids, { ctx: ids.length, reference });
+        await opened.close();
+        expect(row.kl).toBeGreaterThan(0);
+        expect(row.kl).toBeCloseTo(direct.kl as number, 10);
+        expect(row.deltaNll).toBeCloseTo(direct.nll - base.nll, 10);
       }
+      await reference.close();
+    } finally {
+      await loaded.close();
     }
-    expect(relativeOutputError(w, rounded, n, k, hessian)).toBeCloseTo(error / total, 10);
-    expect(relativeOutputError(w, w, n, k, hessian)).toBe(0);
+  });
+});
+
+describe("measureSensitivity", () => {
+  it("goes on after an interruption at any layer, to the same result", async () => {
+    const home = await mkdtemp(join(tmpdir(), "nibble-sensitivity-"));
+    vi.stubEnv("NIBBLE_HOME", home);
+    const loaded = await loadModel(model);
+    const options = { ...rounding, kl: true, backend: "wasm" as const, threads: 1 };
+    try {
+      const whole = JSON.stringify(await measureSensitivity(loaded, ids, options));
+      expect(await readdir(join(home, "sensitivity"))).toEqual([]);
+      let steps = 0;
+      for (let runs = 0; ; runs++) {
+        const stop = new AbortController();
+        const before = steps;
+        const onProgress: OnProgress = (event) => {
+          // Two layers further in every run: the first is one that is measured, the second is interrupted.
+          if (event.type === "step" && event.item >= 0 && ++steps - before > 1 + runs)
+            stop.abort(new Error("stop"));
+        };
+        const result = await measureSensitivity(loaded, ids, {
+          ...options,
+          onProgress,
+          signal: stop.signal,
+        }).catch((error: Error) => error.message);
+        if (typeof result !== "string") {
+          expect(runs).toBeGreaterThan(1);
+          expect(JSON.stringify(result)).toBe(whole);
+          break;
+        }
+        expect(result).toBe("stop");
+      }
+    } finally {
+      await loaded.close();
+      vi.unstubAllEnvs();
+      await rm(home, { recursive: true });
+    }
   });
 });
 
@@ -123,7 +217,7 @@ describe("pictures", () => {
         model: "m",
         name: "weights",
       }),
-      ...sensitivityPictures({ bits: 4, groupSize: 128, tokens: 9, modules, kl }, "m"),
+      ...sensitivityPictures({ model: "m", bits: 4, groupSize: 128, tokens: 9, modules, kl }, "m"),
     ];
     for (const { svg } of drawn) {
       expect(svg).toMatch(/^<svg/);

@@ -1,7 +1,7 @@
 /**
- * How much each layer minds being quantized. Two measures: the relative error of each linear's output on a text (from the
- * Gram matrix of its inputs, one pass), and the KL divergence of the whole model when one layer alone is rounded (through
- * the real runtime, one run a layer). Rounding is RTN: cheap, without choices, and the order of layers is what is asked for.
+ * How much each layer minds being quantized. Two measures: the relative error of each linear's output on a text, and the
+ * KL divergence of the whole model when one layer alone is rounded (one run a layer). Rounding is RTN: cheap, without
+ * choices, and the order of layers is what is asked for.
  */
 import { ModelError } from "../core/errors.js";
 import type { OnProgress } from "../core/progress.js";
@@ -10,12 +10,11 @@ import type { Backend } from "../kernels/contract.js";
 import { planCache } from "../kv/cache.js";
 import { kvPreset } from "../kv/presets.js";
 import { roundToNearest, rtn } from "../methods/rtn.js";
-import type { LazyTensor, Model, Parameter } from "../model/model.js";
+import type { Model, Parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
-import { BlockRunner, statsKey } from "../observers/block-runner.js";
+import { BlockRunner, type Probe } from "../observers/block-runner.js";
 import { type OpenedModel, openModel } from "../runtime/open.js";
 import { type MeasureOptions, openOptions } from "./measure.js";
-import { evaluatePerplexity } from "./perplexity.js";
 import type { Sensitivity } from "./sensitivity.js";
 
 export interface RoundingOptions {
@@ -35,6 +34,7 @@ export interface ModuleError {
 }
 
 export interface SensitivityResult {
+  model: string;
   bits: number;
   groupSize: number | "channel";
   tokens: number;
@@ -46,62 +46,24 @@ export interface SensitivityResult {
   sensitivities?: Sensitivity[];
 }
 
-/** tr(D H D^T) / tr(W H W^T) with D = W - W'; weights [n, k], H [k, k] with its upper triangle filled. */
-export function relativeOutputError(
-  weight: Float32Array,
-  rounded: Float32Array,
-  n: number,
-  k: number,
-  hessian: Float64Array,
-): number {
-  const energy = (row: Float64Array) => {
-    let sum = 0;
-    for (let i = 0; i < k; i++) {
-      const x = row[i] as number;
-      if (x === 0) continue;
-      let inner = 0.5 * (hessian[i * k + i] as number) * x;
-      for (let j = i + 1, at = i * k + i + 1; j < k; j++, at++) {
-        inner += (hessian[at] as number) * (row[j] as number);
-      }
-      sum += 2 * x * inner;
-    }
-    return sum;
-  };
-  let error = 0;
-  let total = 0;
-  const row = new Float64Array(k);
-  for (let at = 0; at < n * k; at += k) {
-    for (let j = 0; j < k; j++) row[j] = weight[at + j] as number;
-    total += energy(row);
-    for (let j = 0; j < k; j++) row[j] = (weight[at + j] as number) - (rounded[at + j] as number);
-    error += energy(row);
-  }
-  return total > 0 ? error / total : 0;
-}
+/** Tokens of a window: both measures run the text in windows of so many, each from its own start. */
+export const WINDOW = 512;
 
-/** Rows of a matrix that errors are measured on: a ratio needs no more, and rounding treats each row by itself. */
-const SAMPLED_ROWS = 24;
-
-/** At most SAMPLED_ROWS rows of a weight [n, k], evenly spread. */
-function sampleRows(
-  weight: Float32Array,
-  n: number,
-  k: number,
-): { rows: Float32Array; count: number } {
-  const count = Math.min(n, SAMPLED_ROWS);
-  const rows = new Float32Array(count * k);
-  for (let r = 0; r < count; r++) {
-    const from = Math.floor((r * n) / count) * k;
-    rows.set(weight.subarray(from, from + k), r * k);
-  }
-  return { rows, count };
+/** Windows of equal length; a tail is dropped. */
+export function windowsOf(ids: readonly number[]): number[][] {
+  const length = Math.min(WINDOW, ids.length);
+  const count = Math.floor(ids.length / length);
+  return Array.from({ length: count }, (_, w) => ids.slice(w * length, (w + 1) * length));
 }
 
 function grid({ bits, groupSize }: RoundingOptions) {
   return rtn.options.parse({ bits, groupSize, sym: false });
 }
 
-/** A copy of a model in which the linears of one layer are rounded; the original is not changed. */
+/**
+ * A copy of a model in which the linears of one layer hold the values that rounding leaves of them, as floats; the
+ * original is not changed.
+ */
 export function withRoundedLayer(model: Model, layer: number, options: RoundingOptions): Model {
   const parameters = new Map<string, Parameter>(model.parameters);
   for (const [path, parameter] of model.parameters) {
@@ -111,7 +73,10 @@ export function withRoundedLayer(model: Model, layer: number, options: RoundingO
     const [n = 0, k = 0] = spec.shape;
     parameters.set(path, {
       ...parameter,
-      weight: { quant: async () => roundToNearest(await weight.read(), n, k, grid(options)) },
+      weight: {
+        ...weight,
+        read: async () => decode(roundToNearest(await weight.read(), n, k, grid(options))),
+      },
     });
   }
   return { ...model, parameters, close: async () => {} };
@@ -123,18 +88,29 @@ function quantized(model: Model): ModelError {
   });
 }
 
-/** Relative output error of every linear at several widths, one pass over the text. */
+export interface OutputErrorOptions {
+  backend: Backend;
+  threads: number;
+  onProgress?: OnProgress;
+  signal?: AbortSignal;
+  /** Layers that an interrupted run has measured. */
+  known?: ReadonlyMap<number, ModuleError[]>;
+  /** Told of every layer that is measured. */
+  onLayer?: (layer: number, modules: ModuleError[]) => Promise<void>;
+}
+
+/** Relative squared output error |X (W - W')^T|^2 / |X W^T|^2 of every linear at several widths, over all tokens. */
 export async function outputErrors(
   model: Model,
-  ids: number[],
+  ids: readonly number[],
   rounding: { widths: readonly number[]; groupSize: RoundingOptions["groupSize"] },
-  run: { backend: Backend; threads: number; onProgress?: OnProgress; signal?: AbortSignal },
+  run: OutputErrorOptions,
 ): Promise<ModuleError[]> {
   const { config } = model;
   const runner = await BlockRunner.create(model, {
     backend: run.backend,
     threads: run.threads,
-    windows: [Int32Array.from(ids)],
+    windows: windowsOf(ids).map((window) => Int32Array.from(window)),
     cache: (tokens, sequences) =>
       planCache(kvPreset("fp32"), config, { tokens, sequences, layers: 1 }),
     ...(run.signal ? { signal: run.signal } : {}),
@@ -144,28 +120,53 @@ export async function outputErrors(
   try {
     for (let layer = 0; layer < layers; layer++) {
       run.onProgress?.({ type: "step", stage: "output errors", item: layer, total: layers });
-      const stats = await runner.observe(layer, { hessian: true, absStats: false });
-      for (const { spec, weight } of model.parameters.values()) {
-        const { role, path } = spec;
-        if (spec.layer !== layer || role === null) continue;
-        if ("quant" in weight) throw quantized(model);
-        const hessian = stats.get(statsKey(SITE_OF[role], spec.expert))?.hessian;
-        if (!hessian) continue;
-        const [n = 0, k = 0] = spec.shape;
-        const { rows, count } = sampleRows(await weight.read(), n, k);
-        const error: Record<number, number> = {};
-        for (const bits of rounding.widths) {
-          const rounded = roundToNearest(rows.slice(), count, k, grid({ ...rounding, bits }));
-          error[bits] = relativeOutputError(rows, decode(rounded), count, k, hessian);
-        }
-        out.push({ path, layer, role, weights: n * k, error });
-      }
+      const known = run.known?.get(layer);
+      const modules = known ?? (await layerErrors(runner, model, layer, rounding));
+      if (!known) await run.onLayer?.(layer, modules);
+      out.push(...modules);
       if (layer + 1 < layers) await runner.advance(layer);
     }
   } finally {
     await runner.dispose();
   }
   return out;
+}
+
+/** One layer: a run with the weights gives the energies, a run for each width the errors. */
+async function layerErrors(
+  runner: BlockRunner,
+  model: Model,
+  layer: number,
+  { widths, groupSize }: { widths: readonly number[]; groupSize: RoundingOptions["groupSize"] },
+): Promise<ModuleError[]> {
+  const probes: Probe[] = [];
+  const modules: ModuleError[] = [];
+  for (const { spec, weight } of model.parameters.values()) {
+    const { role, path, expert } = spec;
+    if (spec.layer !== layer || role === null) continue;
+    if ("quant" in weight) throw quantized(model);
+    const [n = 0, k = 0] = spec.shape;
+    probes.push({ site: SITE_OF[role], expert, n, k, values: await weight.read() });
+    modules.push({ path, layer, role, weights: n * k, error: {} });
+  }
+  const energy = await runner.outputEnergy(layer, probes);
+  for (const bits of widths) {
+    const lost = await runner.outputEnergy(
+      layer,
+      probes.map(({ values, n, k, ...place }) => {
+        const rounded = decode(roundToNearest(values.slice(), n, k, grid({ bits, groupSize })));
+        for (let i = 0; i < rounded.length; i++) {
+          rounded[i] = (values[i] as number) - (rounded[i] as number);
+        }
+        return { ...place, n, k, values: rounded };
+      }),
+    );
+    for (const [i, { error }] of modules.entries()) {
+      const whole = energy[i] as number;
+      error[bits] = whole > 0 ? (lost[i] as number) / whole : 0;
+    }
+  }
+  return modules.filter((_, i) => (energy[i] as number) > 0);
 }
 
 /**
@@ -189,61 +190,105 @@ export function shareOut(
   });
 }
 
-/** A copy of a model that reads (and transforms) every tensor once and hands out copies from memory. */
-function inMemory(model: Model): Model {
-  const held = new Map<LazyTensor, Promise<Float32Array>>();
-  const keep = (tensor: LazyTensor): LazyTensor => ({
-    shape: tensor.shape,
-    async read() {
-      const data = held.get(tensor) ?? tensor.read();
-      held.set(tensor, data);
-      return (await data).slice();
-    },
-  });
-  const parameters = new Map<string, Parameter>();
-  for (const [path, parameter] of model.parameters) {
-    const { weight } = parameter;
-    parameters.set(path, "quant" in weight ? parameter : { ...parameter, weight: keep(weight) });
-  }
-  return { ...model, parameters, close: async () => {} };
+/** Sums over the targets of one window with one layer rounded. */
+export interface WindowLoss {
+  window: number;
+  layer: number;
+  kl: number;
+  /** NLL with the layer rounded minus NLL of the original. */
+  deltaNll: number;
+  targets: number;
 }
 
-/** KL and loss of the whole model when one layer alone is rounded. Holds the model in f32 three times. */
+export interface LayerSensitivityOptions extends MeasureOptions {
+  /** What an interrupted run has measured. */
+  known?: readonly WindowLoss[];
+  onLoss?: (loss: WindowLoss) => Promise<void>;
+}
+
+/**
+ * KL and loss of the whole model when one layer alone is rounded. The model is compiled once; the rounded weights of a
+ * layer (as floats) are written over its own and back. The original's predictions of one window are kept meanwhile.
+ */
 export async function layerSensitivity(
-  source: Model,
-  ids: number[],
+  model: Model,
+  ids: readonly number[],
   rounding: RoundingOptions,
-  options: MeasureOptions,
+  options: LayerSensitivityOptions,
 ): Promise<NonNullable<SensitivityResult["kl"]>> {
-  const model = inMemory(source);
-  const shape = { maxContext: ids.length, sequences: 1 };
-  const reference: OpenedModel = await openModel(model, openOptions(options, shape));
-  const out: NonNullable<SensitivityResult["kl"]> = [];
+  const windows = windowsOf(ids);
+  const maxContext = windows[0]?.length ?? 0;
+  const layers = model.config.numHiddenLayers;
+  const losses: WindowLoss[] = [...(options.known ?? [])];
+  const isKnown = (w: number, layer: number) =>
+    losses.some((loss) => loss.window === w && loss.layer === layer);
+  const opened = await openModel(model, openOptions(options, { maxContext, sequences: 1 }));
   try {
-    const base = await evaluatePerplexity(reference, ids, { ctx: ids.length });
-    const layers = model.config.numHiddenLayers;
-    for (let layer = 0; layer < layers; layer++) {
-      options.signal?.throwIfAborted();
-      options.onProgress?.({
-        type: "step",
-        stage: "sensitivity",
-        item: layer,
-        total: layers,
-        name: `layer ${layer}`,
-      });
-      const opened = await openModel(
-        withRoundedLayer(model, layer, rounding),
-        openOptions(options, shape),
-      );
-      try {
-        const measured = await evaluatePerplexity(opened, ids, { ctx: ids.length, reference });
-        out.push({ layer, kl: measured.kl ?? 0, deltaNll: measured.nll - base.nll });
-      } finally {
-        await opened.close();
+    for (const [w, window] of windows.entries()) {
+      if (Array.from({ length: layers }).every((_, layer) => isKnown(w, layer))) continue;
+      const original: Float32Array[] = [];
+      const base = await scoreWindow(opened, window, (row) => void original.push(row.slice()));
+      for (let layer = 0; layer < layers; layer++) {
+        options.signal?.throwIfAborted();
+        options.onProgress?.({
+          type: "step",
+          stage: "sensitivity",
+          item: w * layers + layer,
+          total: windows.length * layers,
+          name: `layer ${layer}`,
+        });
+        if (isKnown(w, layer)) continue;
+        await opened.compiled.replaceLayer(layer, withRoundedLayer(model, layer, rounding));
+        const { nll, kl } = await scoreWindow(opened, window, null, original);
+        await opened.compiled.replaceLayer(layer, model);
+        const targets = window.length - 1;
+        const loss = { window: w, layer, kl, deltaNll: nll - base.nll, targets };
+        losses.push(loss);
+        await options.onLoss?.(loss);
       }
     }
   } finally {
-    await reference.close();
+    await opened.close();
   }
-  return out;
+  return Array.from({ length: layers }, (_, layer) => {
+    // Sums in the order of the windows, whatever an interruption did to the order of measuring.
+    const own = losses.filter((loss) => loss.layer === layer).sort((a, b) => a.window - b.window);
+    const total = (pick: (loss: WindowLoss) => number) =>
+      own.reduce((sum, loss) => sum + pick(loss), 0) / own.reduce((sum, l) => sum + l.targets, 0);
+    return { layer, kl: total((loss) => loss.kl), deltaNll: total((loss) => loss.deltaNll) };
+  });
+}
+
+/** Sums over the targets of a window; rows of logits are handed to `keep`, and compared with `original` where there is one. */
+async function scoreWindow(
+  { runner }: OpenedModel,
+  window: readonly number[],
+  keep: ((logits: Float32Array) => void) | null,
+  original?: readonly Float32Array[],
+): Promise<{ nll: number; kl: number }> {
+  const { maxRows, maxLogitRows } = runner.model;
+  let nll = 0;
+  let kl = 0;
+  runner.tables.truncate(0, 0);
+  runner.tables.reserve(0, window.length);
+  for (let start = 0; start < window.length; start += maxRows) {
+    const tokens = window.slice(start, start + maxRows);
+    const positions = tokens.map((_, i) => start + i);
+    await runner.step({ tokens, positions, sequences: new Int32Array(tokens.length) }, []);
+    // The last token of the window predicts nothing.
+    const predicting = Math.min(tokens.length, window.length - 1 - start);
+    for (let first = 0; first < predicting; first += maxLogitRows) {
+      const count = Math.min(maxLogitRows, predicting - first);
+      const from = start + first;
+      for (const row of await runner.score(first, window.slice(from + 1, from + 1 + count))) {
+        nll += row.logSumExp - row.target;
+      }
+      if (keep) for (let i = 0; i < count; i++) keep(runner.logits(i));
+      if (!original) continue;
+      for (const row of await runner.divergence(count, (i) => original[from + i] as Float32Array)) {
+        kl += row.kl;
+      }
+    }
+  }
+  return { nll, kl };
 }

@@ -1,7 +1,7 @@
 /**
  * What `nibble eval` and quality gates do: open a model as it will run and as the measurement needs it, measure, close.
  */
-import { UsageError } from "../core/errors.js";
+import { FormatError } from "../core/errors.js";
 import type { OnProgress } from "../core/progress.js";
 import type { BackendId } from "../kernels/contract.js";
 import type { KvRecipe } from "../model/model.js";
@@ -75,10 +75,11 @@ export function textsOfLines(text: string, file: string): string[] {
   return Array.from(jsonLines(text, file), ({ line, value }) => {
     const found = (value as { text?: unknown } | null)?.text;
     if (typeof found !== "string") {
-      throw new UsageError('has no text "text"', {
-        place: `${file}:${line}`,
-        hint: 'each line is {"text": string}',
-      });
+      throw new FormatError(
+        'has no text "text"',
+        { place: `${file}:${line}`, hint: 'each line is {"text": string}' },
+        "text-data",
+      );
     }
     return found;
   });

@@ -72,6 +72,11 @@ export interface CompiledModel {
   readonly weightBytes: number;
   /** Bytes that a decoded token reads: every linear once, the head once. */
   readonly bytesPerToken: number;
+  /**
+   * Writes the weights of one layer of another model over this one's: same shapes, same encodings, so that everything
+   * keeps its place and the program stays valid. @throws Error when a place would move
+   */
+  replaceLayer(layer: number, from: Model): Promise<void>;
   dispose(): Promise<void>;
 }
 
@@ -117,9 +122,11 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     const blocks: PlacedBlock[] = [];
     const layersBefore = arena.usedBytes;
     const sites = placeSites(arena, model);
+    const marks = [arena.mark()];
     for (let layer = 0; layer < config.numHiddenLayers; layer++) {
       options.signal?.throwIfAborted();
       blocks.push(await placeLayer(arena, builder, model, layer, layer, sites(layer)));
+      marks.push(arena.mark());
       options.onLayer?.(layer, config.numHiddenLayers);
     }
     const layerBytes = arena.usedBytes - layersBefore;
@@ -239,6 +246,16 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       weightBytes,
       bytesPerToken:
         layerBytes + (isTied(model) ? embeddingBytes : embeddingBytes - embedding.embedBytes),
+      async replaceLayer(layer, from) {
+        const end = arena.mark();
+        arena.reset(marks[layer] as number);
+        try {
+          await placeLayer(arena, new ProgramBuilder(), from, layer, layer, sites(layer));
+          if (arena.mark() !== marks[layer + 1]) throw new Error(`layer ${layer} changed its size`);
+        } finally {
+          arena.reset(end);
+        }
+      },
       dispose: () => engine.dispose(),
     };
   } catch (error) {

@@ -7,7 +7,7 @@
 import { NumericError } from "../core/errors.js";
 import { Arena } from "../graph/arena.js";
 import type { Backend, Engine } from "../kernels/contract.js";
-import { type CacheField, LINE } from "../kernels/ops.js";
+import { type CacheField, EPILOGUE, LINE } from "../kernels/ops.js";
 import { ProgramBuilder } from "../kernels/program.js";
 import { scratchLines } from "../kernels/scratch.js";
 import { allocateBuffers } from "../model/buffers.js";
@@ -26,6 +26,7 @@ import {
   placeSites,
   siteWidth,
 } from "../model/place-model.js";
+import { placeWeights } from "../model/place-weights.js";
 import { SITES, type Site } from "../model/roles.js";
 
 const MAX_ROWS = 512;
@@ -59,6 +60,15 @@ export interface BlockRunnerOptions {
     tableBytes: number;
   };
   signal?: AbortSignal;
+}
+
+/** A matrix [n, k] that is applied to the inputs of a site. */
+export interface Probe {
+  site: Site;
+  expert: number | null;
+  n: number;
+  k: number;
+  values: Float32Array;
 }
 
 export class BlockRunner {
@@ -287,6 +297,61 @@ export class BlockRunner {
       return null;
     });
     return captured;
+  }
+
+  /**
+   * What matrices give on the inputs of their sites, summed up: for each probe the sum over all tokens and outputs of
+   * (X P^T)^2, X the site's inputs with the block's weights as they are now. Runs on the engine, so whole matrices are
+   * affordable: samples of outputs miss the few that carry most of the energy.
+   */
+  async outputEnergy(layer: number, probes: readonly Probe[]): Promise<Float64Array> {
+    const arena = this.#arena;
+    arena.reset(this.#weightsMark);
+    const builder = new ProgramBuilder();
+    const block = await this.#place(builder, layer);
+    const { maxRows } = this.#buffers;
+    const outputs: { probe: number; at: number; width: number; ld: number; rowsReg: number }[] = [];
+    const observe: Observe = (site, expert, { rowsReg, srcAt, ldSrc }) => {
+      for (const [probe, { n, k, values, ...place }] of probes.entries()) {
+        if (place.site !== site || place.expert !== expert) continue;
+        const dense = { n, k, bias: null, path: `layers.${layer}, ${site}`, dense: values };
+        const weightW = placeWeights(arena, builder, [dense]).weight;
+        const ld = Math.ceil(n / 32) * 32;
+        const at = arena.allocF32(maxRows * ld);
+        builder.emit("linearFloat", {
+          rowsReg,
+          srcAt,
+          ldSrc,
+          weightW,
+          dstAt: at,
+          ldDst: ld,
+          epilogue: EPILOGUE.store,
+        });
+        outputs.push({ probe, at, width: n, ld, rowsReg });
+      }
+    };
+    new BlockLowering(
+      builder,
+      this.#model.config,
+      this.#buffers,
+      builder.cache(this.#cache),
+      observe,
+    ).block(block);
+    const energy = new Float64Array(probes.length);
+    const registers = new Int32Array(this.#engine.memory, 0, 256);
+    await this.#run(builder, () => {
+      for (const { probe, at, width, ld, rowsReg } of outputs) {
+        const rows = registers[rowsReg] as number;
+        const values = arena.f32(at, rows * ld);
+        let sum = 0;
+        for (let r = 0; r < rows; r++) {
+          for (let i = r * ld, end = i + width; i < end; i++) sum += (values[i] as number) ** 2;
+        }
+        energy[probe] = (energy[probe] as number) + sum;
+      }
+      return null;
+    });
+    return energy;
   }
 
   /** Runs a block with its weights as they are now; its outputs are the inputs of the next one. */

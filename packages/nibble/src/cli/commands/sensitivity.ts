@@ -23,13 +23,14 @@ export const sensitivity = defineVerb<Options>({
     "nibble sensitivity smollm2-135m --ppl text.txt -o sensitivity.json --plot sensitivity.html",
     "nibble sensitivity smollm2-135m --ppl text.txt --bits 3 --no-kl",
   ],
+  resumable: true,
   define(command) {
     command
       .argument("<model>", "original (unquantized) model")
       .requiredOption("--ppl <file>", "text that runs through the model")
       .option(
         "--tokens <n>",
-        "tokens of the text that are used",
+        "tokens of the text that are used; above 512 whole windows of 512",
         integer("--tokens", 16, 8192),
         512,
       )
@@ -48,14 +49,10 @@ export const sensitivity = defineVerb<Options>({
       .option("--plot <file>", "write pictures as one HTML file");
     engineOptions(command);
   },
-  async run({ output, onProgress, signal }, [model = ""], options) {
+  async run({ onProgress, signal }, [model = ""], options) {
     const { loadModel } = await import("../../runtime/load-model.js");
-    const { selectBackend } = await import("../../kernels/select.js");
-    const { defaultThreads } = await import("../../core/memory.js");
     const { Tokenizer } = await import("../../model/tokenizer.js");
-    const { layerSensitivity, outputErrors, shareOut, WIDTHS } = await import(
-      "../../eval/layer-error.js"
-    );
+    const { measureSensitivity } = await import("../../eval/measure-sensitivity.js");
     const { sensitivityPictures } = await import("../../eval/pictures.js");
     const { figure, htmlPage } = await import("../../eval/report-html.js");
     const text = await readTextFile(options.ppl);
@@ -69,41 +66,21 @@ export const sensitivity = defineVerb<Options>({
         .slice(0, options.tokens);
       if (ids.length < 2) throw new UsageError("the text has fewer than two tokens");
       const groupSize = options.groupSize === 0 ? "channel" : options.groupSize;
-      const threads = options.threads ?? defaultThreads();
-      const backend = await selectBackend(options.backend, (line) => output.log(line));
-      const widths = [...new Set([...WIDTHS, options.bits])].sort((a, b) => a - b);
-      const modules = await outputErrors(
-        loaded,
-        ids,
-        { widths, groupSize },
-        { backend, threads, onProgress, signal },
-      );
-      const kl = options.kl
-        ? await layerSensitivity(
-            loaded,
-            ids,
-            { bits: options.bits, groupSize },
-            {
-              backend: options.backend,
-              onProgress,
-              signal,
-              ...defined({ threads: options.threads }),
-            },
-          )
-        : undefined;
-      const result = {
-        model: loaded.source.id,
+      const result = await measureSensitivity(loaded, ids, {
         bits: options.bits,
         groupSize,
-        tokens: ids.length,
-        modules,
-        ...(kl ? { kl, sensitivities: shareOut(modules, kl, options.bits) } : {}),
-      } as const;
+        kl: options.kl,
+        backend: options.backend,
+        onProgress,
+        signal,
+        ...defined({ threads: options.threads }),
+      });
+      const { modules, kl } = result;
       if (options.output !== undefined) {
         await writeFileAtomic(options.output, `${JSON.stringify(result, null, 1)}\n`);
       }
       if (options.plot !== undefined) {
-        const again = `nibble sensitivity ${model} --ppl ${options.ppl} --tokens ${ids.length} --bits ${options.bits} --group-size ${options.groupSize}${options.kl ? "" : " --no-kl"}`;
+        const again = `nibble sensitivity ${model} --ppl ${options.ppl} --tokens ${result.tokens} --bits ${options.bits} --group-size ${options.groupSize}${options.kl ? "" : " --no-kl"}`;
         const body = sensitivityPictures(result, loaded.source.id).map(({ svg }) =>
           figure(svg, again),
         );

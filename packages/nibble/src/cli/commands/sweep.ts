@@ -1,12 +1,13 @@
 /** `nibble sweep`: a grid of recipes and models from one YAML, measured alike; table, JSON, Pareto picture. */
 import { join } from "node:path";
 import { writeFileAtomic } from "../../core/atomic-write.js";
-import { defined, type EngineFlags, engineOptions } from "../options.js";
+import { defined, type EngineFlags, engineOptions, integer } from "../options.js";
 import { defineVerb } from "../verb.js";
 
 interface Options extends EngineFlags {
   output: string;
   queue?: string;
+  queueLock: number;
 }
 
 export const sweep = defineVerb<Options>({
@@ -27,6 +28,12 @@ export const sweep = defineVerb<Options>({
       .option(
         "--queue <url>",
         "share the jobs through Redis with every machine that runs the same command (needs the packages bullmq and ioredis)",
+      )
+      .option(
+        "--queue-lock <seconds>",
+        "with --queue: a machine that is silent for so long has died, and its job goes to another; equal on all machines",
+        integer("--queue-lock", 1, 86400),
+        120,
       );
     engineOptions(command);
   },
@@ -51,6 +58,7 @@ export const sweep = defineVerb<Options>({
             plan,
             run,
             options.queue,
+            { lockMs: options.queueLock * 1000 },
           );
     const command = `nibble sweep ${file} -o ${options.output}`;
     const report = sweepReport(plan, rows, command);

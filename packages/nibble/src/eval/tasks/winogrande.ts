@@ -11,7 +11,8 @@ export const winogrande = defineTask({
   metric: "choice",
   context: (item, choice) =>
     item.question.slice(0, item.question.indexOf("_")) + (item.choices[choice] ?? ""),
-  continuation: (item) => item.question.slice(item.question.indexOf("_") + 1),
+  // As the harness does: the text without blanks around it, behind one blank (also before "'s").
+  continuation: (item) => ` ${item.question.slice(item.question.indexOf("_") + 1).trim()}`,
   check: (item) => {
     const blank = item.question.indexOf("_");
     if (blank < 0) return 'the question has no blank "_"';
