@@ -38,7 +38,9 @@ export { presets } from "./recipe/presets.js";
 export { type CompressOptions, type CompressResult, compress } from "./recipe/run.js";
 export type { Recipe, RecipeInput } from "./recipe/schema.js";
 export { type BenchOptions, type BenchResult, benchModel } from "./runtime/bench.js";
+export { DraftModel } from "./runtime/draft-model.js";
 export { loadModel } from "./runtime/load-model.js";
+export { NgramDrafter } from "./runtime/ngram-drafter.js";
 export { type OpenedModel, type OpenOptions, openModel } from "./runtime/open.js";
 export type { SamplingOptions } from "./runtime/sampler.js";
 export {
@@ -47,3 +49,4 @@ export {
   type GenerationSummary,
   Session,
 } from "./runtime/session.js";
+export type { Draft, Drafter, SpeculationStats } from "./runtime/speculate.js";

@@ -4,11 +4,13 @@ import { defaultThreads } from "../core/memory.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { defaultRows, planCache } from "../kv/cache.js";
+import { PrefixCache } from "../kv/prefix-cache.js";
 import { kvPreset, resolveKv } from "../kv/presets.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
 import type { KvRecipe, Model } from "../model/model.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { Runner } from "./runner.js";
+import { Scheduler } from "./scheduler.js";
 
 export interface OpenOptions {
   backend?: "auto" | BackendId;
@@ -21,6 +23,11 @@ export interface OpenOptions {
   sequences?: number;
   /** Tokens that all sequences together have room for, shared prefixes counted once; default maxContext for each. */
   cacheTokens?: number;
+  /**
+   * Prompts begin with the cache pages of earlier ones that began alike; default: when there are several sequences. Caches
+   * that hold more than pages (kivi) never do.
+   */
+  sharePrefixes?: boolean;
   maxRows?: number;
   log?: (line: string) => void;
   onLayer?: (layer: number, layers: number) => void;
@@ -31,6 +38,9 @@ export interface OpenedModel {
   readonly model: Model;
   readonly compiled: CompiledModel;
   readonly runner: Runner;
+  /** Joins the rows of sessions that generate at the same time. */
+  readonly scheduler: Scheduler;
+  readonly prefixes: PrefixCache | null;
   readonly tokenizer: Tokenizer | null;
   readonly kv: KvRecipe;
   close(): Promise<void>;
@@ -72,5 +82,18 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
   });
   const tokenizer = model.files.has("tokenizer.json") ? Tokenizer.fromFiles(model.files) : null;
   const runner = new Runner(compiled, sequences);
-  return { model, compiled, runner, tokenizer, kv, close: () => runner.dispose() };
+  const sharePrefixes = options.sharePrefixes ?? sequences > 1;
+  return {
+    model,
+    compiled,
+    runner,
+    scheduler: new Scheduler(runner),
+    prefixes:
+      sharePrefixes && runner.tables.pagesAreAll
+        ? new PrefixCache(runner.tables, JSON.stringify(kv))
+        : null,
+    tokenizer,
+    kv,
+    close: () => runner.dispose(),
+  };
 }

@@ -88,8 +88,43 @@ export class Sampler {
     return this.#draw(logits, u);
   }
 
+  /**
+   * The distribution that `next` draws from [vocab], penalty, temperature and filters applied; greedy: all of it on one
+   * token. For speculative decoding, where two models' distributions are compared.
+   */
+  distribution(logits: Float32Array, seen: Iterable<number>): Float64Array {
+    const { temperature, repetitionPenalty } = this.#options;
+    if (repetitionPenalty !== 1) penalize(logits, seen, repetitionPenalty);
+    const out = new Float64Array(logits.length);
+    if (temperature === 0) {
+      out[argmax(logits)] = 1;
+      return out;
+    }
+    const { weights, kept, mass } = this.#weights(logits);
+    if (kept) for (const token of kept) out[token] = (weights[token] as number) / mass;
+    else
+      for (let token = 0; token < out.length; token++)
+        out[token] = (weights[token] as number) / mass;
+    return out;
+  }
+
+  /** Whether equal logits always give the same token. */
+  get deterministic(): boolean {
+    return this.#options.temperature === 0;
+  }
+
+  get seed(): number {
+    return this.#options.seed;
+  }
+
   /** Inverse of the cumulative distribution at u, over the tokens that survive the filters. */
   #draw(logits: Float32Array, u: number): number {
+    const { weights, kept, mass, best } = this.#weights(logits);
+    return pick(weights, kept, mass * u, best);
+  }
+
+  /** Weights relative to the likeliest token, the tokens that survive the filters (null: all) and their sum. */
+  #weights(logits: Float32Array) {
     const { temperature, topK, topP, minP } = this.#options;
     const best = argmax(logits);
     const max = logits[best] as number;
@@ -100,17 +135,16 @@ export class Sampler {
       weights[token] = weight;
       total += weight;
     }
-    if (topK === 0 && topP === 1 && minP === 0) return pick(weights, null, total * u, best);
-
+    if (topK === 0 && topP === 1 && minP === 0) return { weights, kept: null, mass: total, best };
     let kept = mostLikely(weights, total, topK, topP);
     if (minP > 0) kept = kept.filter((token) => (weights[token] as number) >= minP);
     const mass = kept.reduce((sum, token) => sum + (weights[token] as number), 0);
-    return pick(weights, kept, mass * u, best);
+    return { weights, kept, mass, best };
   }
 }
 
-/** First token at which the running sum of weights exceeds `goal`. */
-function pick(
+/** First token (of `tokens`, null: all) at which the running sum of weights exceeds `goal`. */
+export function pick(
   weights: Float64Array,
   tokens: number[] | null,
   goal: number,

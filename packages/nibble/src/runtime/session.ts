@@ -1,11 +1,18 @@
 /**
  * A conversation with a model: keeps the tokens that are in the cache, feeds only what is new, streams text as soon as it
- * is certain. One session uses one cache slot; sessions of one opened model take turns.
+ * is certain. One session uses one cache slot; sessions of one opened model may generate at the same time and share runs.
  */
 import { UsageError } from "../core/errors.js";
 import { type ChatMessage, encodeChat, hasChatTemplate } from "../model/chat-template.js";
+import { NgramDrafter } from "./ngram-drafter.js";
 import type { OpenedModel } from "./opened.js";
 import { Sampler, type SamplingOptions } from "./sampler.js";
+import {
+  type Drafter,
+  SpeculationCounter,
+  type SpeculationStats,
+  verifyDraft,
+} from "./speculate.js";
 
 export interface GenerateOptions extends SamplingOptions {
   /** Most new tokens; default 256. */
@@ -14,6 +21,10 @@ export interface GenerateOptions extends SamplingOptions {
   stop?: string[];
   /** Feed the prompt as it is, without special tokens that the tokenizer would add. */
   raw?: boolean;
+  /** Tokens are drafted ahead and verified together: "ngram" (prompt lookup) or a drafter, e.g. a DraftModel. */
+  speculate?: "ngram" | Drafter;
+  /** Most tokens of a draft, 1..32; default 4. */
+  draftTokens?: number;
   signal?: AbortSignal;
 }
 
@@ -34,7 +45,13 @@ export interface GenerationSummary {
   decodeSeconds: number;
   /** Generated tokens per second of decoding. */
   tokensPerSecond: number;
+  /** Prompt tokens that were not run, since their keys and values were there already. */
+  reusedTokens: number;
+  /** With `speculate` only. */
+  speculation?: SpeculationStats;
 }
+
+const MAX_DRAFT = 32;
 
 export class Session {
   readonly #opened: OpenedModel;
@@ -64,6 +81,22 @@ export class Session {
     this.#opened.runner.tables.truncate(this.#slot, 0);
   }
 
+  /** Tokens whose keys and values are in the cache. */
+  get cachedTokens(): readonly number[] {
+    return this.#cached;
+  }
+
+  /**
+   * A session in the empty slot `slot` that continues from here. Both share their common past in memory.
+   * @throws UsageError when the slot is in use
+   */
+  fork(slot: number): Session {
+    const session = new Session(this.#opened, slot);
+    this.#opened.runner.tables.fork(this.#slot, slot);
+    session.#cached = [...this.#cached];
+    return session;
+  }
+
   /** Whether the model knows turns; a base model continues text and has no template. */
   get canChat(): boolean {
     return this.#opened.tokenizer !== null && hasChatTemplate(this.#opened.model.files);
@@ -87,7 +120,6 @@ export class Session {
     prompt: string | number[],
     options: GenerateOptions = {},
   ): AsyncGenerator<GeneratedPiece> {
-    const { runner, tokenizer, model, compiled } = this.#opened;
     const sampler = new Sampler(options);
     const ids =
       typeof prompt === "string" ? this.#encode(prompt, options.raw === true) : Array.from(prompt);
@@ -95,64 +127,100 @@ export class Session {
     const limit = options.maxTokens ?? 256;
     if (!(Number.isInteger(limit) && limit > 0))
       throw new UsageError(`maxTokens is ${limit}, expected an integer > 0`);
+    const draftTokens = options.draftTokens ?? 4;
+    if (!(Number.isInteger(draftTokens) && draftTokens >= 1 && draftTokens <= MAX_DRAFT))
+      throw new UsageError(`draftTokens is ${draftTokens}, expected 1 to ${MAX_DRAFT}`);
+    const drafter = options.speculate === "ngram" ? new NgramDrafter() : options.speculate;
 
+    const { scheduler } = this.#opened;
+    scheduler.enter();
+    try {
+      const plan = { sampler, ids, limit, draftTokens, drafter: drafter ?? null };
+      yield* this.#generate(plan, options);
+    } finally {
+      scheduler.leave();
+    }
+  }
+
+  async *#generate(
+    { sampler, ids, limit, draftTokens, drafter }: GenerationPlan,
+    options: GenerateOptions,
+  ): AsyncGenerator<GeneratedPiece> {
+    const { tokenizer, model, compiled, prefixes } = this.#opened;
+    const { signal } = options;
     const started = performance.now();
-    // At least the last prompt token must run: its logits start the answer.
-    let shared = 0;
-    while (
-      shared < ids.length - 1 &&
-      shared < this.#cached.length &&
-      ids[shared] === this.#cached[shared]
-    )
-      shared++;
-    shared = runner.tables.keepable(this.#slot, shared);
-    runner.tables.truncate(this.#slot, shared);
-    this.#cached.length = shared;
-    await runner.prefill(this.#slot, ids.slice(shared), shared, {
-      logits: true,
-      signal: options.signal,
-    });
-    this.#cached = ids.slice();
+    const reusedTokens = this.#reuse(ids);
+    let logits = await this.#feed(ids.slice(reusedTokens), 1, signal);
+    prefixes?.publish(this.#slot, this.#cached);
     const prefillSeconds = (performance.now() - started) / 1000;
 
     const stops = new Set(model.config.eosTokenIds);
     for (const id of tokenizer?.endOfTurnIds ?? []) stops.add(id);
     const decoder = tokenizer?.stream(options.stop ?? []) ?? null;
+    const counter = new SpeculationCounter();
     const produced: number[] = [];
+    /** Prompt and answer, also those tokens that are chosen and not yet given out. */
+    const context = [...ids];
     let text = "";
     let finish: FinishReason = "length";
     const decodeStart = performance.now();
-    let token = sampler.next(this.#copyLogits(sampler), [...ids]);
-    for (;;) {
-      if (stops.has(token)) {
-        finish = "stop";
-        break;
+    const first = logits[0] as Float32Array;
+    let chosen = drafter
+      ? verifyDraft(sampler, { tokens: [] }, [first], context, 0)
+      : [sampler.next(first, context)];
+    context.push(...chosen);
+    let token = chosen[0] as number;
+    answer: for (;;) {
+      for (token of chosen) {
+        if (stops.has(token)) {
+          finish = "stop";
+          break answer;
+        }
+        produced.push(token);
+        const piece = decoder?.push(token) ?? "";
+        text += piece;
+        yield { text: piece, token };
+        if (decoder?.stopped) {
+          finish = "stop";
+          break answer;
+        }
+        if (produced.length >= limit) break answer;
       }
-      produced.push(token);
-      const piece = decoder?.push(token) ?? "";
-      text += piece;
-      yield { text: piece, token };
-      if (decoder?.stopped) {
-        finish = "stop";
-        break;
-      }
-      if (produced.length >= limit) break;
       const position = this.#cached.length;
       if (position >= compiled.maxContext) {
         finish = "context";
         break;
       }
-      options.signal?.throwIfAborted();
-      runner.tables.reserve(this.#slot, position + 1);
-      await runner.step({ tokens: [token], positions: [position], sequences: [this.#slot] }, [0]);
-      this.#cached.push(token);
-      token = sampler.next(this.#copyLogits(sampler), sampler.greedy ? [] : [...ids, ...produced]);
+      signal?.throwIfAborted();
+      if (!drafter) {
+        logits = await this.#feed([token], 1, signal);
+        chosen = [sampler.next(logits[0] as Float32Array, sampler.greedy ? [] : context)];
+      } else {
+        const room = Math.min(
+          draftTokens,
+          limit - produced.length - 1,
+          compiled.maxContext - position - 1,
+          compiled.maxLogitRows - 1,
+        );
+        const draft =
+          room > 0
+            ? await drafter.propose(context, room, sampler, produced.length)
+            : { tokens: [] };
+        logits = await this.#feed([token, ...draft.tokens], draft.tokens.length + 1, signal);
+        chosen = verifyDraft(sampler, draft, logits, context, produced.length);
+        counter.add(draft.tokens.length, chosen.length - 1);
+        this.#truncate(position + chosen.length);
+      }
+      context.push(...chosen);
     }
+    // Tokens that were verified but not given out leave the cache, as if they had never been run.
+    this.#truncate(Math.min(this.#cached.length, ids.length + produced.length));
     const rest = decoder?.flush() ?? "";
     if (rest) {
       text += rest;
       yield { text: rest, token };
     }
+    prefixes?.publish(this.#slot, this.#cached);
     const decodeSeconds = (performance.now() - decodeStart) / 1000;
     this.#summary = {
       text,
@@ -162,13 +230,58 @@ export class Session {
       prefillSeconds,
       decodeSeconds,
       tokensPerSecond: produced.length > 1 ? (produced.length - 1) / decodeSeconds : 0,
+      reusedTokens,
+      ...(drafter ? { speculation: counter.stats } : {}),
     };
   }
 
-  /** The sampler may change what it is given; greedy only looks. */
-  #copyLogits(sampler: Sampler): Float32Array {
-    const logits = this.#opened.runner.logits(0);
-    return sampler.greedy ? logits : logits.slice();
+  /**
+   * Brings the cache to the longest beginning of `ids` that this session, or another one, has run already. At least the
+   * last token must run: its logits start the answer.
+   */
+  #reuse(ids: readonly number[]): number {
+    const { prefixes } = this.#opened;
+    let shared = 0;
+    while (
+      shared < ids.length - 1 &&
+      shared < this.#cached.length &&
+      ids[shared] === this.#cached[shared]
+    )
+      shared++;
+    if (prefixes && prefixes.match(ids) > shared) {
+      this.#truncate(0);
+      shared = prefixes.adopt(this.#slot, ids);
+      this.#cached = ids.slice(0, shared);
+      return shared;
+    }
+    shared = this.#opened.runner.tables.keepable(this.#slot, shared);
+    this.#truncate(shared);
+    return shared;
+  }
+
+  /** Runs tokens after those in the cache. @returns logits of the last `count` of them */
+  async #feed(
+    tokens: readonly number[],
+    count: number,
+    signal: AbortSignal | undefined,
+  ): Promise<Float32Array[]> {
+    const { runner, scheduler } = this.#opened;
+    const from = this.#cached.length;
+    runner.tables.reserve(this.#slot, from + tokens.length);
+    try {
+      const rows = await scheduler.feed({ slot: this.#slot, tokens, from, logits: count, signal });
+      this.#cached.push(...tokens);
+      return rows;
+    } catch (error) {
+      this.#truncate(runner.tables.keepable(this.#slot, from));
+      throw error;
+    }
+  }
+
+  /** Forgets all but the first `length` tokens. */
+  #truncate(length: number): void {
+    this.#opened.runner.tables.truncate(this.#slot, length);
+    this.#cached.length = length;
   }
 
   #encode(text: string, raw: boolean): number[] {
@@ -180,6 +293,14 @@ export class Session {
     }
     return tokenizer.encode(text, { special: !raw });
   }
+}
+
+interface GenerationPlan {
+  sampler: Sampler;
+  ids: number[];
+  limit: number;
+  draftTokens: number;
+  drafter: Drafter | null;
 }
 
 export function createSession(opened: OpenedModel, slot = 0): Session {
