@@ -4,24 +4,22 @@ const asym = (groupSize, more = {}) => ({ bits: 4, groupSize, sym: false, ...mor
 const golden = { scaleType: "f32", clip: "mse" };
 const updated = { staleGroups: false };
 const short = { samples: 32, seqlen: 512 };
-const long = { samples: 128, seqlen: 1024 };
 
 export const ROWS = [
   { id: "original", steps: [], bare: true },
   { id: "rtn-g64", method: "rtn", steps: [{ rtn: asym(64) }] },
   { id: "gptq-g64", method: "gptq", steps: [{ gptq: asym(64) }] },
   {
-    id: "best-4.5",
-    method: "gptq",
-    title: "GPTQ 4 bit, groups of 64, act-order, updated groups, true-sequential, 128 x 1024",
-    calibration: long,
-    steps: [{ gptq: asym(64, { ...updated, actOrder: true, trueSequential: true }) }],
-  },
-  {
     id: "quarot-gptq-g64",
     method: "gptq",
-    calibration: long,
-    steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true, trueSequential: true }) }],
+    steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
+  },
+  {
+    id: "quarot-gptq-4.5",
+    method: "gptq",
+    title: "QuaRot, GPTQ in groups of 64, bits allocated under 4.5",
+    args: ["--target-bpw", "4.5"],
+    steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
   },
   {
     id: "golden-gptq-g128",
@@ -59,6 +57,16 @@ export const ROWS = [
   { id: "wanda-50", method: "wanda", steps: [{ wanda: {} }] },
   { id: "rtn-3-g64", method: "rtn", steps: [{ rtn: { ...asym(64), bits: 3 } }] },
   { id: "gptq-3-g64", method: "gptq", steps: [{ gptq: { ...asym(64), bits: 3 } }] },
+  {
+    id: "smoothquant-w8a8",
+    method: "smoothquant",
+    steps: ["smoothquant", { rtn: { bits: 8, sym: "narrow" } }, { activations: { bits: 8 } }],
+  },
+  {
+    id: "rtn-w8a8",
+    method: "smoothquant",
+    steps: [{ rtn: { bits: 8, sym: "narrow" } }, { activations: { bits: 8 } }],
+  },
   { id: "float-e4m3", method: "float", steps: [{ float: { format: "e4m3" } }] },
   { id: "ternary", method: "ternary", steps: [{ ternary: {} }] },
 ].map((row) => ({ calibration: short, ...row }));

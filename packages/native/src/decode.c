@@ -18,13 +18,39 @@ void ISA_NAME(unpack_panel)(const nb_weight *w, int64_t panel, int64_t k0, int64
 #undef BODY
 }
 
-/* table[index * stride + lane * step] */
-INLINE vf lookup(const float *table, vi index, int stride, int step) {
+/* table[index], any table. */
+INLINE vf gather(const float *table, vi index) {
+  vf r;
+#if PART == 16
+  r.p[0] = (pf)_mm512_i32gather_ps((__m512i)index.p[0], table, 4);
+#elif PART == 8
+  PER_PART r.p[i_] = (pf)_mm256_i32gather_ps(table, (__m256i)index.p[i_], 4);
+#else
   int32_t t[16];
   float f[16];
   vi_store(t, index);
-  for (int l = 0; l < 16; l++) f[l] = table[t[l] * stride + l * step];
-  return v_load(f);
+  for (int l = 0; l < 16; l++) f[l] = table[t[l]];
+  r = v_load(f);
+#endif
+  return r;
+}
+
+/* Entries of a table of up to 64 by the low bits of each lane: two shuffles instead of sixteen loads. */
+INLINE vf lookup64(int bits, const float *table, vi index) {
+#if PART == 16
+  const __m512i at = (__m512i)index.p[0];
+  vf r;
+  const __m512 low = _mm512_permutex2var_ps(_mm512_loadu_ps(table), at, _mm512_loadu_ps(table + 16));
+  r.p[0] = (pf)low;
+  if (bits > 5) {
+    const __m512 high = _mm512_permutex2var_ps(_mm512_loadu_ps(table + 32), at, _mm512_loadu_ps(table + 48));
+    r.p[0] = (pf)_mm512_mask_mov_ps(low, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32)), high);
+  }
+  return r;
+#else
+  (void)bits;
+  return gather(table, index);
+#endif
 }
 
 /* gint: c - z, where a zero per group is loaded once (k0..k1 lies in one group). */
@@ -55,29 +81,37 @@ INLINE void decode_gint(int bits, const nb_weight *w, int64_t panel, int64_t k0,
   }
 }
 
-static void decode_lut(const nb_weight *w, int64_t panel, int64_t k0, int64_t k1, float *out) {
+/* Lut: T[c], times the scale of its sign where negative entries have their own (k0..k1 lies in one group). */
+INLINE void decode_lut(int bits, int per_row, int two_sided, const nb_weight *w, int64_t panel, int64_t k0, int64_t k1,
+                       float *out) {
   const nb_panel p = nb_panel_of(w, panel);
   const int64_t g = k0 / w->group_size;
-  const int entries = 1 << w->bits;
+  const int entries = 1 << bits;
   float table[16] = {0};
-  for (int i = 0; i < 16 && !w->per_row_table; i++) table[i] = w->table[i & (entries - 1)];
+  if (!per_row && bits <= 4) memcpy(table, w->table, (size_t)entries * 4);
+  const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const vi lane = vi_load(lanes);
+  vf scale[2] = {v_set(1.0f), v_set(1.0f)}, negative[2] = {v_set(1.0f), v_set(1.0f)};
+  for (int h = 0; two_sided && h < 2; h++) {
+    if (w->scale) scale[h] = nb_scalars(w->scale, w->scale_type, w->groups, panel, g, h);
+    negative[h] = nb_scalars(w->negative_scale, w->scale_type, w->groups, panel, g, h);
+  }
   for (int64_t k = k0; k < k1; k += 4) {
     const int count = k1 - k < 4 ? (int)(k1 - k) : 4;
-    for (int h = 0; h < 2; h++) {
-      const vi quad = nb_code_quad(w->bits, &p, k / 4, h);
+    UNROLL for (int h = 0; h < 2; h++) {
+      vi quad = nb_code_quad(bits, &p, k / 4, h);
       for (int r = 0; r < count; r++) {
-        const vi index = vi_and(vi_shift_right(quad, 8 * r), vi_set(255));
+        const vi index = vi_and(quad, vi_set(255));
         vf value;
-        if (w->per_row_table) value = lookup(w->table + panel * entries * 32 + 16 * h, index, 32, 1);
-        else if (w->bits <= 4) value = nb_lookup16(table, index);
-        else value = lookup(w->table, index, 1, 0);
-        if (w->negative_scale) {
-          const vf s = w->scale ? nb_scalars(w->scale, w->scale_type, w->groups, panel, g, h) : v_set(1.0f);
-          const vf n = nb_scalars(w->negative_scale, w->scale_type, w->groups, panel, g, h);
-          const vf positive = v_max(value, v_zero()), negative = v_min(value, v_zero());
-          value = v_add(v_mul(positive, s), v_mul(negative, n));
+        if (per_row) value = gather(w->table + panel * entries * 32 + 16 * h, vi_add(vi_shift_left(index, 5), lane));
+        else if (bits <= 4) value = nb_lookup16(table, index);
+        else if (bits <= 6) value = lookup64(bits, w->table, index);
+        else value = gather(w->table, index);
+        if (two_sided) {
+          value = v_add(v_mul(v_max(value, v_zero()), scale[h]), v_mul(v_min(value, v_zero()), negative[h]));
         }
         v_store(out + (k - k0 + r) * 32 + 16 * h, value);
+        quad = vi_shift_right(quad, 8);
       }
     }
   }
@@ -96,7 +130,13 @@ void ISA_NAME(decode_panel)(const nb_weight *w, int64_t panel, int64_t k0, int64
       for (int64_t i = 0; i < rows * 32; i += 16) v_store(out + i, v_load_bf16((const uint16_t *)w->dense + first * 32 + i));
       break;
     case KIND_LUT:
-      decode_lut(w, panel, k0, k1, out);
+#define BODY(b)                                                                                         \
+  if (w->per_row_table && w->negative_scale) decode_lut(b, 1, 1, w, panel, k0, k1, out);                \
+  else if (w->per_row_table) decode_lut(b, 1, 0, w, panel, k0, k1, out);                                \
+  else if (w->negative_scale) decode_lut(b, 0, 1, w, panel, k0, k1, out);                               \
+  else decode_lut(b, 0, 0, w, panel, k0, k1, out);
+      NB_FOR_EACH_BITS(w->bits, BODY)
+#undef BODY
       break;
     default:
 #define BODY(b) decode_gint(b, w, panel, k0, k1, out);

@@ -166,17 +166,23 @@ NB_OP(csr) {
       nb_fail(c, ins);
       return;
     }
-    for (uint32_t i = from; i < to; i++) {
-      if (columns[i] >= width) {
-        nb_fail(c, ins);
-        return;
-      }
+    uint32_t widest = 0;
+    for (uint32_t i = from; i < to; i++) widest = columns[i] > widest ? columns[i] : widest;
+    if (widest >= width) {
+      nb_fail(c, ins);
+      return;
     }
     for (int64_t m = 0; m < count; m++) {
       const float *x = src + m * width;
-      float acc = 0;
-      for (uint32_t i = from; i < to; i++) acc += values[i] * x[columns[i]];
-      dst[m * ins[CSR_LD_DST] + n] += acc;
+      // Eight sums hide the latency of the loads and additions; which entry goes to which depends on the list alone.
+      float acc[8] = {0};
+      uint32_t i = from;
+      for (; i + 8 <= to; i += 8) {
+        UNROLL for (int l = 0; l < 8; l++) acc[l] += values[i + l] * x[columns[i + l]];
+      }
+      for (int l = 0; i < to; i++, l++) acc[l] += values[i] * x[columns[i]];
+      dst[m * ins[CSR_LD_DST] + n] +=
+          ((acc[0] + acc[4]) + (acc[2] + acc[6])) + ((acc[1] + acc[5]) + (acc[3] + acc[7]));
     }
   }
 }
