@@ -85,6 +85,11 @@ export interface Dense {
 /** "neuzip": entropy-coded exponents; "bitmap": a bit per weight and the values that are not 0. */
 export type DenseCodecId = "neuzip" | "bitmap";
 
+/**
+ * What a matrix may be stored as. Vector codes (AQLM, GPTVQ, lattices: codes of d values into codebooks) are the fourth
+ * member when a method needs them; `decode`, `describe`, `serialize` and `placeWeights` switch over `kind` and say so by
+ * failing to compile.
+ */
 export type Encoding = Gint | Lut | Dense;
 
 /** Delta values: what must be added to the decoded main term. */

@@ -6,7 +6,16 @@ import { ModelError } from "../core/errors.js";
 import { unpackCodes } from "../encodings/packed-codes.js";
 import { decode } from "../encodings/quant-tensor.js";
 import { namedTable } from "../encodings/tables.js";
-import type { Gint, GroupSize, Lut, PreOp, QuantTensor, StoredFloats } from "../encodings/types.js";
+import type {
+  Dense,
+  Encoding,
+  Gint,
+  GroupSize,
+  Lut,
+  PreOp,
+  QuantTensor,
+  StoredFloats,
+} from "../encodings/types.js";
 import type { Arena } from "../graph/arena.js";
 import { SCALAR_TYPE, WEIGHT_KIND, ZERO_KIND } from "../kernels/ops.js";
 import {
@@ -63,10 +72,10 @@ function samePre(a: PreOp[], b: PreOp[]): boolean {
 
 /** What two weights must share to become one matrix; null when a weight is never fused. */
 function fusionKey(weight: LoadedWeight): string | null {
-  if (!("quant" in weight)) return "dense";
+  if (!("quant" in weight)) return "dense f32";
   const { main, csr, lowRank, post } = weight.quant;
   if (csr || lowRank?.length || post.length || main.kind === "lut") return null;
-  if (main.kind === "dense") return "dense";
+  if (main.kind === "dense") return `dense ${main.type}`;
   const zero = main.zero.kind === "const" ? `const${main.zero.value}` : main.zero.kind;
   return `gint ${main.bits} ${groupColumns(main.groupSize, weight.k)} ${main.scale.type} ${zero}`;
 }
@@ -133,6 +142,8 @@ export function placeWeights(
     placeGint(arena, fields, mains, weights, slot, codeSums);
   } else if (mains.length === 1 && mains[0]?.kind === "lut" && runsAsLut(mains[0], k)) {
     groupSize = placeLut(arena, fields, mains[0], first, slot);
+  } else if (halfType(mains)) {
+    placeHalf(arena, fields, mains as Dense[], weights, slot);
   } else {
     fields.kind = WEIGHT_KIND.f32;
     fields.denseAt = arena.allocF32(panels * 32 * k);
@@ -180,6 +191,35 @@ export function placeWeights(
 }
 
 /** The main term alone, as f32. */
+/** f16 or bf16 when all weights are stored so: then they run so, with half the bytes to read. */
+function halfType(mains: readonly (Encoding | undefined)[]): "f16" | "bf16" | null {
+  const [first] = mains;
+  if (first?.kind !== "dense" || first.type === "f32") return null;
+  return mains.every((m) => m?.kind === "dense" && m.type === first.type) ? first.type : null;
+}
+
+function placeHalf(
+  arena: Arena,
+  fields: Fields,
+  mains: readonly Dense[],
+  weights: readonly LoadedWeight[],
+  slot: SlotOf,
+): void {
+  const { k, panels } = fields;
+  const type = mains[0]?.type as "f16" | "bf16";
+  fields.kind = WEIGHT_KIND[type];
+  const bytes = panels * 32 * k * 2;
+  fields.denseAt = arena.alloc(bytes);
+  const target = arena.u16(fields.denseAt, bytes / 2).fill(0);
+  mains.forEach((main, w) => {
+    const rows = weights[w]?.n ?? 0;
+    for (let row = 0; row < rows; row++) {
+      const values = main.data.subarray(row * k, (row + 1) * k);
+      writePanelFloats(target, type, slot(w, row), k, values);
+    }
+  });
+}
+
 function decodeMain(quant: QuantTensor): Float32Array {
   return decode({ n: quant.n, k: quant.k, main: quant.main, pre: [], post: [] });
 }
