@@ -30,6 +30,7 @@ const KERNELS = [
   "float_tile",
   "gemm",
   "hadamard",
+  "kivi",
   "linalg",
   "linear_float",
   "linear_int",

@@ -1,9 +1,10 @@
 /*
  * appendKv: norm, RoPE (arXiv:2104.09864), Hadamard and quantization of queries and keys, and the packed cache write.
- * One piece of work is one head of one row; a token's codes are whole bytes of its own, so pieces never meet.
+ * One piece of work is one head of one row; a token's codes are whole bytes of its own, so pieces never meet. Keys of a
+ * kivi cache are coded page by page, after all rows are in the ring.
  */
 #include <math.h>
-#include "pages.h"
+#include "kivi.h"
 #include "simd.h"
 
 #define MAX_HEAD 512
@@ -101,6 +102,39 @@ static void store_token(const nb_plane *p, int keys, uint8_t *plane, int64_t slo
   }
 }
 
+/* A key or value of a kivi cache goes to the ring; values are coded at once. */
+static void store_kivi(const nb_cache *k, int keys, uint8_t *plane, float *ring, int64_t position,
+                       const float *x) {
+  const int64_t d = k->head_dim;
+  if (!keys) {
+    memcpy(nb_ring_values(ring, k, position), x, (size_t)d * 4);
+    ISA_NAME(kivi_store_value)(&k->value, plane, position % PAGE_TOKENS, x, d);
+    return;
+  }
+  float *to = nb_ring_keys(ring, k, position) + position % 16;
+  for (int64_t i = 0; i < d; i++) to[i * 16] = x[i];
+}
+
+/* Codes the keys of pages whose last token came in this run. */
+static void code_key_pages(nb_ctx *c, const int32_t *ins, const nb_cache *k, const int32_t *positions,
+                           const int32_t *slots) {
+  const int64_t rows = nb_rows(c, ins), layer = ins[APPEND_KV_LAYER];
+  int any = 0;
+  for (int64_t m = 0; m < rows; m++) any |= positions[m] % PAGE_TOKENS == PAGE_TOKENS - 1;
+  if (!any) return; /* every thread sees the same rows */
+  nb_barrier(c);
+  if (nb_stopped(c)) return;
+  int64_t unit, end;
+  nb_share(c, rows * k->kv_heads, &unit, &end);
+  for (; unit < end; unit++) {
+    const int64_t m = unit / k->kv_heads, head = unit % k->kv_heads, position = positions[m];
+    if (position % PAGE_TOKENS != PAGE_TOKENS - 1) continue;
+    uint8_t *page = nb_page(c, k, slots[m], (int32_t)layer, position, head);
+    const float *keys = nb_ring_keys(nb_ring(c, k, slots[m], (int32_t)layer, head), k, position + 1 - PAGE_TOKENS);
+    ISA_NAME(kivi_store_keys)(&k->key, page, keys, k->head_dim);
+  }
+}
+
 NB_OP(append_kv) {
   const int64_t heads = ins[APPEND_KV_HEADS], kv_heads = ins[APPEND_KV_KV_HEADS], head_dim = ins[APPEND_KV_HEAD_DIM];
   const nb_cache cache = nb_read_cache(c, ins[APPEND_KV_CACHE_C], head_dim);
@@ -128,7 +162,7 @@ NB_OP(append_kv) {
     }
     if (!page) {
       nb_fail(c, ins);
-      return;
+      break; /* there may be a barrier to meet at */
     }
     memcpy(x, qkv + m * ins[APPEND_KV_LD_QKV] + h * head_dim, (size_t)head_dim * 4);
     if (kind < 2) {
@@ -147,8 +181,15 @@ NB_OP(append_kv) {
       }
     } else {
       const int keys = kind == 1;
+      if (cache.residual) {
+        const int64_t head = h - heads - (keys ? 0 : kv_heads);
+        store_kivi(&cache, keys, keys ? page : page + cache.key_bytes,
+                   nb_ring(c, &cache, slots[m], ins[APPEND_KV_LAYER], head), positions[m], x);
+        continue;
+      }
       store_token(keys ? &cache.key : &cache.value, keys, keys ? page : page + cache.key_bytes,
                   positions[m] % PAGE_TOKENS, x, head_dim);
     }
   }
+  if (cache.residual) code_key_pages(c, ins, &cache, positions, slots);
 }

@@ -8,7 +8,7 @@
 #include <math.h>
 #include "float_dots.h"
 #include "int_dots.h"
-#include "pages.h"
+#include "kivi.h"
 
 #define CHUNK ATTENTION_CHUNK
 #define MAX_QUERIES 48
@@ -36,6 +36,7 @@ typedef struct {
   float *decoded; /* keys or values of a chunk as f32 */
   uint8_t *query; /* [queries][ld_query] s8 or f32 */
   float *state;   /* [queries][padded]: accumulators */
+  float *sums;    /* [queries][padded]: of the chunk, kivi values only */
   float scale[MAX_QUERIES], scaled_sum[MAX_QUERIES];
   /* Of the chunk: max, sum, what the zeros of the values take away; of the state: max, sum; and factors of the merge. */
   float max[MAX_QUERIES], sum[MAX_QUERIES], zero[MAX_QUERIES];
@@ -149,14 +150,14 @@ static void key_tiles(int bits, int64_t queries, const int8_t *x, int64_t ld, co
 }
 
 /* One page of keys as f32 [2][head_dim][16]. */
-static const float *decode_keys(const task *t, const uint8_t *keys, float *out) {
+static const float *decode_keys(const task *t, int codec, const uint8_t *keys, float *out) {
   const int64_t count = t->head_dim * 32;
-  if (t->cache.key.codec == CODEC_F32) return (const float *)keys;
-  if (t->cache.key.codec == CODEC_F16) {
+  if (codec == CODEC_F32) return (const float *)keys;
+  if (codec == CODEC_F16) {
     for (int64_t i = 0; i < count; i += 16) v_store(out + i, v_load_half((const uint16_t *)keys + i));
     return out;
   }
-  const int bits = t->cache.key.codec == CODEC_INT4 ? 4 : 8;
+  const int bits = codec == CODEC_INT4 ? 4 : 8;
   const int64_t half = t->head_dim * 2 * bits;
   for (int h = 0; h < 2; h++) {
     for (int64_t d = 0; d < t->head_dim; d++) {
@@ -176,12 +177,12 @@ static void parameters_of(const nb_plane *p, const uint8_t *plane, int at, vf *s
   if (p->zero_int) *zero = v_mul(*scale, *zero);
 }
 
-/* Scores of all queries with the 32 positions of a page, times the softmax scale. */
-static void page_scores(const task *t, room *r, int64_t queries, const uint8_t *keys, float *scores) {
-  const int is_int = nb_codec_is_int(t->cache.key.codec), is8 = t->cache.query_bits == 8;
-  const int bits = t->cache.key.codec == CODEC_INT4 ? 4 : 8;
+/* Scores of all queries with the 32 positions of a page of keys in `codec`, times the softmax scale. */
+static void page_scores(const task *t, room *r, int64_t queries, int codec, const uint8_t *keys, float *scores) {
+  const int is_int = nb_codec_is_int(codec), is8 = t->cache.query_bits == 8, is_kivi = nb_codec_is_kivi(codec);
+  const int bits = codec == CODEC_INT4 ? 4 : 8;
   const vf softmax = v_set(t->softmax_scale);
-  const float *decoded = is8 ? NULL : decode_keys(t, keys, r->decoded);
+  const float *decoded = is8 || is_kivi ? NULL : decode_keys(t, codec, keys, r->decoded);
   vf scale[2], zero[2];
   for (int h = 0; h < 2 && is_int; h++) parameters_of(&t->cache.key, keys, 16 * h, &scale[h], &zero[h]);
   for (int64_t q0 = 0; q0 < queries; q0 += 12) {
@@ -191,6 +192,9 @@ static void page_scores(const task *t, room *r, int64_t queries, const uint8_t *
     if (is8) {
       key_tiles(bits, count, (const int8_t *)r->query + q0 * t->ld_query, t->ld_query, keys, t->head_dim * 2 * bits,
                 t->head_dim / 4, dots);
+    } else if (is_kivi) {
+      ISA_NAME(kivi_scores)(&t->cache.key, keys, t->head_dim, (int)count, (const float *)(r->query + q0 * t->ld_query),
+                            t->ld_query / 4, r->decoded, sums);
     } else {
       memset(sums, 0, sizeof sums);
       ISA_NAME(exact_tile)((int)count, (const float *)(r->query + q0 * t->ld_query), t->ld_query / 4, 1, decoded,
@@ -382,6 +386,21 @@ INLINE void take_sums(const task *t, room *r, int64_t q, int64_t at, vf x, float
   }
 }
 
+/* Sums of a kivi chunk's values: a row at position p reads those below p - residual as codes. */
+static void add_kivi_values(const task *t, room *r, head_block b, int64_t m0, int64_t rows, int64_t base, int from, int to,
+                            const uint8_t *const *page, float *ring, float *parts) {
+  nb_kivi_values v = {&t->cache.value, t->head_dim, {0}, nb_ring_values(ring, &t->cache, base)};
+  for (int p = 0; p < CHUNK / PAGE_TOKENS; p++) v.pages[p] = page[p] ? page[p] + t->cache.key_bytes : NULL;
+  int coded[MAX_QUERIES] = {0};
+  for (int64_t q = 0; q < rows * b.count; q++) {
+    coded[q] = (int)nb_max(0, nb_min(CHUNK, t->positions[m0 + q / b.count] - t->cache.residual - base));
+  }
+  ISA_NAME(kivi_accumulate)(&v, rows * b.count, r->scores, coded, from, to, r->decoded, r->sums);
+  for (int64_t q = 0; q < rows * b.count; q++) {
+    for (int64_t d = 0; d < t->head_dim; d += 16) take_sums(t, r, q, d, v_load(r->sums + q * t->head_dim + d), parts, 0);
+  }
+}
+
 /*
  * One chunk for a tile of queries. parts = NULL: merged into the state; else written to parts [query][2 + head_dim].
  * Returns 0 when a page number is out of range.
@@ -393,10 +412,18 @@ static int attend_chunk(const task *t, room *r, head_block b, int64_t m0, int64_
   const int int_values = nb_codec_is_int(t->cache.value.codec);
   const uint8_t *page[CHUNK / PAGE_TOKENS] = {0};
   float params[2 * CHUNK];
+  const int64_t residual = t->cache.residual, coded_keys = residual ? t->positions[m0] / residual * residual : 0;
+  float *ring = residual ? nb_ring(t->c, &t->cache, t->slots[m0], t->ins[ATTENTION_LAYER], b.kv) : NULL;
   for (int p = from / PAGE_TOKENS; p <= to / PAGE_TOKENS; p++) {
     page[p] = nb_page(t->c, &t->cache, t->slots[m0], t->ins[ATTENTION_LAYER], base + p * PAGE_TOKENS, b.kv);
     if (!page[p]) return 0;
-    page_scores(t, r, queries, page[p], r->scores + p * PAGE_TOKENS);
+    const uint8_t *keys = page[p];
+    int codec = t->cache.key.codec;
+    if (ring && base + p * PAGE_TOKENS >= coded_keys) {
+      keys = (const uint8_t *)nb_ring_keys(ring, &t->cache, base + p * PAGE_TOKENS);
+      codec = CODEC_F32;
+    }
+    page_scores(t, r, queries, codec, keys, r->scores + p * PAGE_TOKENS);
     for (int h = 0; h < 2 && int_values; h++) {
       vf scale, zero;
       parameters_of(&t->cache.value, page[p] + t->cache.key_bytes, 16 * h, &scale, &zero);
@@ -419,7 +446,9 @@ static int attend_chunk(const task *t, room *r, head_block b, int64_t m0, int64_
     }
   }
   if (!parts) merge_factors(r, queries);
-  if (queries <= FEW && t->head_dim % 64 == 0) {
+  if (ring) {
+    add_kivi_values(t, r, b, m0, rows, base, from, to, page, ring, parts);
+  } else if (queries <= FEW && t->head_dim % 64 == 0) {
     const uint8_t *values[CHUNK / PAGE_TOKENS];
     for (int p = 0; p < CHUNK / PAGE_TOKENS; p++) values[p] = page[p] ? page[p] + t->cache.key_bytes : NULL;
     few_values[t->cache.value.codec][queries - 1](values, t->head_dim, from, to, r->scores, r->decoded);
@@ -475,8 +504,13 @@ static void write_result(const task *t, const room *r, int64_t q, int64_t m, int
   }
 }
 
-/* Rows from m0 that may share a tile: one sequence, consecutive positions, at most `most`. */
+/*
+ * Rows from m0 that may share a tile: one sequence, consecutive positions, at most `most`; kivi: the same keys are coded for
+ * all of them.
+ */
 static int64_t tile_rows(const task *t, int64_t m0, int64_t most) {
+  const int64_t residual = t->cache.residual;
+  if (residual) most = nb_min(most, residual - t->positions[m0] % residual);
   int64_t n = 1;
   while (n < most && m0 + n < t->rows && t->slots[m0 + n] == t->slots[m0] &&
          t->positions[m0 + n] == t->positions[m0] + n)
@@ -587,6 +621,7 @@ NB_OP(attention) {
   r.query = at;
   at += t.max_queries * t.ld_query;
   r.state = (float *)at;
+  r.sums = r.state + t.max_queries * t.padded;
 
   int64_t chunks = 0;
   for (int64_t m = 0; m < t.rows; m++) {

@@ -7,18 +7,19 @@
 typedef struct nb_plane {
   int codec, zero_int;
   float clip;
-  int64_t parameters; /* byte of f16 scale[32], zero[32] inside the plane */
+  int64_t parameters; /* byte of the f16 parameters inside the plane */
 } nb_plane;
 
 typedef struct nb_cache {
   nb_plane key, value;
   int hadamard, query_bits;
-  int64_t pool, page_bytes, head_bytes, key_bytes, layers, max_pages, pages, slots;
+  int64_t pool, page_bytes, head_bytes, key_bytes, layers, max_pages, pages, slots, kv_heads, head_dim;
+  int64_t residual, tail, tail_tokens; /* kivi codecs; residual 0: none */
   const int32_t *table;
 } nb_cache;
 
 static inline int64_t nb_plane_bytes(int codec, int64_t head_dim) {
-  static const int bits[4] = {32, 16, 8, 4};
+  static const int bits[6] = {32, 16, 8, 4, 4, 2}; /* in the order of the codecs */
   return 32 * head_dim * bits[codec] / 8;
 }
 
@@ -39,11 +40,18 @@ static inline nb_cache nb_read_cache(const nb_ctx *c, int32_t index, int64_t hea
   r.max_pages = d[C_MAX_PAGES];
   r.pages = d[C_PAGES];
   r.slots = d[C_SLOTS];
+  r.kv_heads = d[C_KV_HEADS];
+  r.head_dim = head_dim;
+  r.residual = d[C_RESIDUAL];
+  r.tail = (int64_t)d[C_TAIL_AT] * LINE;
+  r.tail_tokens = d[C_TAIL_TOKENS];
   r.table = nb_at(c, d[C_TABLE_AT]);
   return r;
 }
 
 static inline int nb_codec_is_int(int codec) { return codec == CODEC_INT8 || codec == CODEC_INT4; }
+
+static inline int nb_codec_is_kivi(int codec) { return codec == CODEC_KIVI4 || codec == CODEC_KIVI2; }
 
 /* Position and slot of a row are inside the tables. */
 static inline int nb_row_is_valid(const nb_cache *k, int32_t position, int32_t slot) {

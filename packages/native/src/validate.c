@@ -116,10 +116,31 @@ static void check_weight(check *c) {
   optional(c, "codeSumAt", d[W_CODE_SUM_AT], times(entries, 4));
 }
 
+/* Both planes are kivi or none is; the ring of exact rows holds the residual and all rows of a run. */
+static void check_tail(check *c) {
+  const int32_t *d = c->at;
+  const int64_t head_dim = d[C_HEAD_DIM], residual = d[C_RESIDUAL], tokens = d[C_TAIL_TOKENS];
+  const int kivi = nb_codec_is_kivi(d[C_KEY_CODEC]);
+  REQUIRE(kivi == nb_codec_is_kivi(d[C_VALUE_CODEC]), "kivi keys and values go together");
+  if (c->failed) return;
+  if (!kivi) {
+    REQUIRE(residual == 0 && tokens == 0 && d[C_TAIL_AT] == -1, "only kivi codecs have exact rows");
+    return;
+  }
+  REQUIRE(head_dim % 32 == 0, "kivi groups are 32 wide, headDim is %lld", (long long)head_dim);
+  REQUIRE(!d[C_KEY_ZERO_INT] && !d[C_VALUE_ZERO_INT], "kivi stores minima, no zero points");
+  REQUIRE(residual > 0 && residual % PAGE_TOKENS == 0 && residual <= 1 << 20, "residual %lld", (long long)residual);
+  REQUIRE(tokens % ATTENTION_CHUNK == 0 && tokens >= residual + c->words[H_MAX_ROWS] && tokens <= 1 << 22,
+          "tailTokens %lld", (long long)tokens);
+  if (c->failed) return;
+  const int64_t rings = times(times(d[C_SLOTS], d[C_LAYERS]), d[C_KV_HEADS]);
+  place(c, "tailAt", d[C_TAIL_AT], times(rings, times(2 * tokens, head_dim * 4)));
+}
+
 static void check_cache(check *c) {
   const int32_t *d = c->at;
   const int64_t head_dim = d[C_HEAD_DIM];
-  REQUIRE(d[C_KEY_CODEC] >= 0 && d[C_KEY_CODEC] <= CODEC_INT4 && d[C_VALUE_CODEC] >= 0 && d[C_VALUE_CODEC] <= CODEC_INT4,
+  REQUIRE(d[C_KEY_CODEC] >= 0 && d[C_KEY_CODEC] <= CODEC_KIVI2 && d[C_VALUE_CODEC] >= 0 && d[C_VALUE_CODEC] <= CODEC_KIVI2,
           "codecs %d and %d", d[C_KEY_CODEC], d[C_VALUE_CODEC]);
   REQUIRE(head_dim > 0 && head_dim % 2 == 0 && head_dim <= MAX_HEAD_DIM, "headDim %lld", (long long)head_dim);
   REQUIRE(d[C_KV_HEADS] > 0 && d[C_LAYERS] > 0 && d[C_MAX_PAGES] > 0 && d[C_PAGES] > 0 && d[C_SLOTS] > 0,
@@ -134,13 +155,15 @@ static void check_cache(check *c) {
   int64_t planes[2];
   for (int i = 0; i < 2; i++) {
     const int codec = d[i ? C_VALUE_CODEC : C_KEY_CODEC];
-    planes[i] = nb_round_up(nb_plane_bytes(codec, head_dim), LINE) + (nb_codec_is_int(codec) ? parameters : 0);
+    planes[i] = nb_round_up(nb_plane_bytes(codec, head_dim), LINE) +
+                (nb_codec_is_int(codec) ? parameters : nb_codec_is_kivi(codec) ? 4 * head_dim : 0);
   }
   REQUIRE((int64_t)d[C_KEY_LINES] * LINE >= planes[0], "keyLines %d", d[C_KEY_LINES]);
   REQUIRE(((int64_t)d[C_HEAD_LINES] - d[C_KEY_LINES]) * LINE >= planes[1], "headLines %d", d[C_HEAD_LINES]);
   REQUIRE(d[C_PAGE_LINES] >= times(d[C_KV_HEADS], d[C_HEAD_LINES]), "pageLines %d", d[C_PAGE_LINES]);
   place(c, "poolAt", d[C_POOL_AT], times(times(d[C_PAGES], d[C_PAGE_LINES]), LINE));
   place(c, "tableAt", d[C_TABLE_AT], times(times(times(d[C_SLOTS], d[C_LAYERS]), d[C_MAX_PAGES]), 4));
+  check_tail(c);
 }
 
 static const int32_t *weight_of(check *c, int32_t index) {
@@ -236,7 +259,7 @@ static void check_attention(check *c, int64_t rows) {
   REQUIRE(i[ATTENTION_SLIDING_WINDOW] >= 0, "slidingWindow %d", i[ATTENTION_SLIDING_WINDOW]);
   REQUIRE(i[ATTENTION_PARTS_AT] == -1 || i[ATTENTION_PARTS_LINES] >= 0, "partsLines %d", i[ATTENTION_PARTS_LINES]);
   optional(c, "partsAt", i[ATTENTION_PARTS_AT], times(i[ATTENTION_PARTS_LINES], LINE));
-  needs_scratch(c, 4 * (48 * 128 + 128 * padded + (dim > 256 ? 24 : 48) * 2 * padded));
+  needs_scratch(c, 4 * (48 * 128 + 128 * padded + (dim > 256 ? 24 : 48) * 3 * padded));
 }
 
 static void check_attend_tile(check *c, int64_t rows) {
