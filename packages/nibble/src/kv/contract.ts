@@ -5,6 +5,7 @@
  * table beside it.
  */
 import type { z } from "zod";
+import type { CalibrationSamples } from "../observers/kv-samples.js";
 
 /** Which rows a plane codec is for. */
 export type PlaneName = "k" | "v";
@@ -62,25 +63,6 @@ export interface PlaneCodec {
   encode(rows: Float32Array, n: number, dst: Uint8Array, info: SealInfo): Uint8Array | null;
   /** Decodes the first n rows into out [n, headDim]. */
   decode(src: Uint8Array, variable: Uint8Array | null, n: number, out: Float32Array): void;
-}
-
-/** What a codec learns from: one layer of the model on calibration text, sampled tokens. */
-export interface CalibrationSamples {
-  kvHeads: number;
-  headDim: number;
-  /** Sampled tokens. */
-  rows: number;
-  /** Keys before RoPE, and values [rows, kvHeads * headDim]. */
-  keys: Float32Array;
-  values: Float32Array;
-  /** Place of each token in its window [rows]. */
-  positions: Int32Array;
-  /** Sum over sampled queries of the squared attention probability a token received, per KV head [rows, kvHeads]. */
-  attention: Float64Array;
-  /** Mean square of the query channels that meet a key channel, both of a RoPE pair [kvHeads * headDim]. */
-  queries: Float64Array;
-  /** 90 % quantile of the squared norm of a query, per KV head [kvHeads]. */
-  queryNorm: Float32Array;
 }
 
 /** A tensor of a calibration artifact: [kvHeads, n] holds a row for each head, [n] serves all heads of the layer. */

@@ -7,7 +7,7 @@
 import { NumericError } from "../core/errors.js";
 import { Arena } from "../graph/arena.js";
 import type { Backend, Engine } from "../kernels/contract.js";
-import { type CacheField, EPILOGUE, LINE } from "../kernels/ops.js";
+import { type CacheField, EPILOGUE, LINE, PAGE_TOKENS } from "../kernels/ops.js";
 import { ProgramBuilder } from "../kernels/program.js";
 import { scratchLines } from "../kernels/scratch.js";
 import { allocateBuffers } from "../model/buffers.js";
@@ -43,6 +43,20 @@ export type BlockStats = Map<string, SiteStats>;
 
 export function statsKey(site: Site, expert: number | null): string {
   return expert === null ? site : `${site}:${expert}`;
+}
+
+/** A run of rows of one block, with the exact cache of the block as it is after them. Views live until the next run. */
+export interface CacheChunk {
+  rows: number;
+  /** Number of the window and place in it of each row. */
+  windows: Int32Array;
+  positions: Int32Array;
+  /** After RoPE [rows, heads * headDim]. */
+  queries: Float32Array;
+  /** Keys after RoPE of 32 positions from 32 * page on, laid out as keyFloatIndex says. */
+  keys(window: number, page: number, kvHead: number): Float32Array;
+  /** Values of the same positions [32, headDim]. */
+  values(window: number, page: number, kvHead: number): Float32Array;
 }
 
 export interface BlockRunnerOptions {
@@ -117,7 +131,7 @@ export class BlockRunner {
       tableAt: arena.alloc(cache.tableBytes),
     };
     const table = arena.i32(this.#cache.tableAt, cache.tableBytes / 4);
-    const pages = Math.ceil(seqlen / 32);
+    const pages = Math.ceil(seqlen / PAGE_TOKENS);
     for (let s = 0; s < batch; s++) {
       for (let p = 0; p < pages; p++) table[s * this.#cache.maxPages + p] = s * pages + p;
     }
@@ -354,15 +368,44 @@ export class BlockRunner {
     return energy;
   }
 
-  /** Runs a block with its weights as they are now; its outputs are the inputs of the next one. */
-  async advance(layer: number): Promise<void> {
+  /**
+   * Runs a block with its weights as they are now; its outputs are the inputs of the next one. `visit` sees queries, keys
+   * and values on the way; the cache must be fp32.
+   */
+  async advance(layer: number, visit?: (chunk: CacheChunk) => void): Promise<void> {
     this.#arena.reset(this.#weightsMark);
     const builder = new ProgramBuilder();
     const block = await this.#place(builder, layer);
     new BlockLowering(builder, this.#model.config, this.#buffers, builder.cache(this.#cache)).block(
       block,
     );
-    await this.#run(builder, (residual) => residual);
+    await this.#run(builder, (residual, batch) => {
+      visit?.(this.#cacheChunk(batch));
+      return residual;
+    });
+  }
+
+  #cacheChunk(batch: number): CacheChunk {
+    const arena = this.#arena;
+    const cache = this.#cache;
+    const { queryAt, positionsAt, sequencesAt } = this.#buffers;
+    const rows = new Int32Array(this.#engine.memory, 0, 256)[REGISTER.rows] as number;
+    const { numAttentionHeads, headDim } = this.#model.config;
+    const keyFloats = (cache.keyLines * LINE) / 4;
+    const pages = Math.ceil(this.#seqlen / PAGE_TOKENS);
+    const plane = (window: number, page: number, kvHead: number) =>
+      cache.poolAt +
+      ((window - batch * this.#batch) * pages + page) * cache.pageLines +
+      kvHead * cache.headLines;
+    return {
+      rows,
+      positions: arena.i32(positionsAt, rows),
+      windows: arena.i32(sequencesAt, rows).map((s) => batch * this.#batch + s),
+      queries: arena.f32(queryAt, rows * numAttentionHeads * headDim),
+      keys: (window, page, kvHead) => arena.f32(plane(window, page, kvHead), keyFloats),
+      values: (window, page, kvHead) =>
+        arena.f32(plane(window, page, kvHead) + cache.keyLines, keyFloats),
+    };
   }
 
   async dispose(): Promise<void> {
@@ -405,7 +448,7 @@ export class BlockRunner {
   /** Runs a program over all windows, chunk by chunk; `after` may give the rows that replace the hidden states. */
   async #run(
     builder: ProgramBuilder,
-    after: (residual: Float32Array) => Float32Array | null,
+    after: (residual: Float32Array, batch: number) => Float32Array | null,
   ): Promise<void> {
     const { maxRows, residualAt, positionsAt, sequencesAt } = this.#buffers;
     const arena = this.#arena;
@@ -442,7 +485,7 @@ export class BlockRunner {
           residual.set(hidden.subarray(start * d, (start + count) * d));
           registers[REGISTER.rows] = count;
           await this.#engine.run(program);
-          const replacement = after(residual);
+          const replacement = after(residual, batch);
           if (replacement) hidden.set(replacement, start * d);
         }
       }

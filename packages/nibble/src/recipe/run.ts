@@ -8,7 +8,6 @@ import { ModelError } from "../core/errors.js";
 import { defaultThreads, peakRssBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
-import { readTextFile } from "../core/text-file.js";
 import { VERSION } from "../core/version.js";
 import { saveArtifact, saveReport } from "../formats/nibble.js";
 import type { BackendId } from "../kernels/contract.js";
@@ -17,18 +16,16 @@ import { planCache } from "../kv/cache.js";
 import { kvPreset } from "../kv/presets.js";
 import type { ModelMethod, ScalingMethod } from "../methods/contract.js";
 import type { Model } from "../model/model.js";
-import { Tokenizer } from "../model/tokenizer.js";
 import { BlockRunner } from "../observers/block-runner.js";
-import { sampleWindows } from "../observers/calibration.js";
 import { createKernelLinalg } from "../observers/kernel-linalg.js";
 import { loadModel } from "../runtime/load-model.js";
 import { applyActivations, assignModules, stepsOf } from "./assign.js";
 import { allocateBudget, measureSensitivities } from "./budget.js";
+import { calibrationWindows } from "./calibration-windows.js";
 import { recipeToJson } from "./load.js";
 import { quantizeModel, type SolveRecord } from "./quantize-model.js";
 import { fingerprint, noState, openDiskState } from "./resume.js";
 import type { Recipe } from "./schema.js";
-import { generateCalibration } from "./self-calibration.js";
 
 export interface CompressOptions {
   /** Folder of the artifact. */
@@ -91,7 +88,11 @@ export async function compress(
     const specs = [...model.parameters.values()].map((p) => p.spec);
     let windows: Int32Array[] | null = null;
     const calibrate = async () =>
-      (windows ??= await calibrationWindows(model, recipe, { ...options, threads, onProgress }));
+      (windows ??= await calibrationWindows(
+        model,
+        { ...recipe.calibration, seed: recipe.seed },
+        { ...options, threads, onProgress },
+      ));
     recipe = await allocateBudget(recipe, specs, async () =>
       measureSensitivities(model, {
         id: fingerprint({
@@ -216,39 +217,6 @@ async function applyModelSteps(
   for (const step of stepsOf(recipe, "kv")) {
     await apply(step.method as ModelMethod<unknown>, step.options, model);
   }
-}
-
-/** Windows from the user's file, or text that the model writes. */
-async function calibrationWindows(
-  model: Model,
-  recipe: Recipe,
-  options: CompressOptions & { threads: number; onProgress: OnProgress },
-): Promise<Int32Array[]> {
-  const { file, samples, seqlen } = recipe.calibration;
-  if (file === null) {
-    options.onProgress({
-      type: "log",
-      level: "info",
-      message: "no calibration file: the model writes its own calibration text",
-    });
-    return generateCalibration(model, {
-      samples,
-      seqlen,
-      seed: recipe.seed,
-      threads: options.threads,
-      onProgress: options.onProgress,
-      ...(options.backend ? { backend: options.backend } : {}),
-      ...(options.signal ? { signal: options.signal } : {}),
-    });
-  }
-  const text = await readTextFile(file);
-  if (!model.files.has("tokenizer.json")) {
-    throw new ModelError("the model has no tokenizer, so a calibration text cannot be read", {
-      hint: "put tokenizer.json beside the weights, or choose a method that needs no data (rtn)",
-    });
-  }
-  const ids = Tokenizer.fromFiles(model.files).encode(text, { special: true });
-  return sampleWindows(ids, samples, seqlen, recipe.seed);
 }
 
 function hashTokens(windows: Int32Array[]): string {

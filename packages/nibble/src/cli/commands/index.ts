@@ -1,6 +1,7 @@
 /** The verbs, in the order of the help text. */
 import type { Verb } from "../verb.js";
 import { bench } from "./bench.js";
+import { calibrateKv } from "./calibrate-kv.js";
 import { compare } from "./compare.js";
 import { compress } from "./compress.js";
 import { doctor } from "./doctor.js";
@@ -26,6 +27,7 @@ export const VERBS: readonly Verb[] = [
   bench,
   inspect,
   plan,
+  calibrateKv,
   list,
   pull,
   logits,

@@ -8,7 +8,8 @@
  */
 import { kmeans1d } from "../../linalg/kmeans-1d.js";
 import { risingOrder } from "../../linalg/order.js";
-import type { CalibrationSamples, CalibrationTensor, PlaneName } from "../contract.js";
+import type { CalibrationSamples } from "../../observers/kv-samples.js";
+import type { CalibrationTensor, PlaneName } from "../contract.js";
 
 /** Most elements the tables are fitted to; beyond it every n-th token is used. */
 const MAX_ELEMENTS = 2 ** 21;

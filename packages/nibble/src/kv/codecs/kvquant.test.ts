@@ -2,7 +2,8 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Philox } from "../../core/rng.js";
 import { inertia1d, kmeans1d } from "../../linalg/kmeans-1d.js";
-import type { CalibrationSamples, PlaneCodec, PlaneName } from "../contract.js";
+import type { CalibrationSamples } from "../../observers/kv-samples.js";
+import type { PlaneCodec, PlaneName } from "../contract.js";
 import { kvquant, markValueOutliers } from "./kvquant.js";
 import { fitKvquant, qNorm, range } from "./kvquant-fit.js";
 
