@@ -1,147 +1,216 @@
 #!/usr/bin/env node
-// nibble beside its peers on this machine, interleaved round by round in one process, ratios included.
-//   node bench/peers/run.mjs <model.gguf> <nibble artifact> [--threads 1,2] [--rounds 5] [--json]
-// The peers are installed into this folder on demand: npm install --prefix bench/peers --omit=optional
-import { spawnSync } from "node:child_process";
-import { existsSync, statSync } from "node:fs";
-import { cpus, loadavg, tmpdir } from "node:os";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
+// nibble beside its peers on this machine, interleaved round by round, ratios and targets in one table each:
+// node-llama-cpp (whole model), onnxruntime-node's MatMulNBits (single products), wllama in headless Chromium.
+//   node bench/peers/run.mjs <model.gguf> <nibble artifact> [--only llama,onnx,wllama] [--threads 1,2] [--rounds 5] [--json]
+// The peers are installed into this folder on demand (npm install --prefix bench/peers --omit=optional).
+import { statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
+import { facts, interleave, markdown, median, ratio, times } from "../lib.mjs";
+import { installPeers } from "./install.mjs";
 
-const here = dirname(fileURLToPath(import.meta.url));
-if (!existsSync(join(here, "node_modules", "node-llama-cpp"))) {
-  console.error("installing the peers into bench/peers …");
-  const done = spawnSync("npm", ["install", "--omit=optional", "--no-save", "--no-package-lock"], {
-    cwd: here,
-    stdio: ["ignore", 2, 2],
-    env: { ...process.env, NODE_LLAMA_CPP_SKIP_DOWNLOAD: "true", ONNXRUNTIME_NODE_INSTALL: "skip" },
-  });
-  if (done.status !== 0) process.exit(1);
-}
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
+    only: { type: "string", default: "llama,onnx,wllama" },
     threads: { type: "string", default: "1,2" },
     rounds: { type: "string", default: "5" },
     kv: { type: "string", default: "quarot-kv4" },
     json: { type: "boolean", default: false },
   },
 });
-const [gguf, artifact] = positionals;
+const [gguf, artifact] = positionals.map((path) => resolve(path));
 if (!gguf || !artifact) {
   console.error(
-    "usage: node bench/peers/run.mjs <model.gguf> <nibble artifact> [--threads 1,2] [--rounds 5] [--json]",
+    "usage: node bench/peers/run.mjs <model.gguf> <nibble artifact> [--only llama,onnx,wllama] [--threads 1,2] [--rounds 5]",
   );
   process.exit(2);
 }
-const { benchModel, openModel } = await import("../../packages/nibble/dist/index.js");
+installPeers();
+const rounds = Number(values.rounds);
+const threadCounts = values.threads.split(",").map(Number);
+const only = values.only.split(",");
 const { makeQ40 } = await import("./gguf-q4_0.mjs");
-const { getLlama } = await import("node-llama-cpp");
-
 const q40 = join(tmpdir(), "nibble-bench-q4_0.gguf");
 await makeQ40(gguf, q40);
-const CONTEXT = 2304;
-const tokens = Array.from({ length: CONTEXT }, (_, i) => 1000 + ((i * 7919) % 40000));
-const median = (list) => list.toSorted((a, b) => a - b)[Math.floor(list.length / 2)];
-const CASES = [
-  { name: "pp512", prefill: 512, decode: 0, depth: 0 },
-  { name: "pp2048", prefill: 2048, decode: 0, depth: 0 },
-  { name: "tg64@0", prefill: 0, decode: 64, depth: 0 },
-  { name: "tg64@512", prefill: 0, decode: 64, depth: 512 },
-];
-
-async function openLlama(threads) {
-  const llama = await getLlama({
-    gpu: false,
-    build: "never",
-    skipDownload: true,
-    maxThreads: threads,
-  });
-  const model = await llama.loadModel({ modelPath: q40 });
-  const context = await model.createContext({
-    contextSize: CONTEXT,
-    batchSize: 512,
-    threads,
-    sequences: 1,
-  });
-  const sequence = context.getSequence();
-  return {
-    async measure({ prefill, decode, depth }) {
-      await sequence.clearHistory();
-      if (depth > 0) await sequence.evaluateWithoutGeneratingNewTokens(tokens.slice(0, depth));
-      const started = performance.now();
-      if (prefill > 0) await sequence.evaluateWithoutGeneratingNewTokens(tokens.slice(0, prefill));
-      for (let i = 0; i < decode; i++) {
-        // One given token at a time with its logits, as our own bench does; no sampling chain.
-        await sequence.controlledEvaluate([
-          [tokens[depth + i], { generateNext: { token: true, options: { temperature: 0 } } }],
-        ]);
-      }
-      return (prefill + decode) / ((performance.now() - started) / 1000);
-    },
-    async close() {
-      await context.dispose();
-      await model.dispose();
-      await llama.dispose();
-    },
-  };
-}
 
 const rows = [];
-for (const threads of values.threads.split(",").map(Number)) {
-  const llama = await openLlama(threads);
-  const nibble = await openModel(artifact, { threads, kv: values.kv, maxContext: CONTEXT });
-  const ours = async ({ prefill, decode, depth }) => {
-    const result = await benchModel(nibble, { prefill, decode, depth, rounds: 1, warmup: false });
-    return prefill > 0 ? result.prefillTokensPerSecond : result.decodeTokensPerSecond;
-  };
-  for (const test of CASES) {
-    const seen = { nibble: [], llama: [], ratio: [] };
-    for (let round = -1; round < Number(values.rounds); round++) {
-      const a = await ours(test);
-      const b = await llama.measure(test);
-      if (round < 0) continue;
-      seen.nibble.push(a);
-      seen.llama.push(b);
-      seen.ratio.push(a / b);
-    }
-    rows.push({
-      case: test.name,
-      threads,
-      nibble: median(seen.nibble),
-      nibbleBest: Math.max(...seen.nibble),
-      llamaCpp: median(seen.llama),
-      llamaCppBest: Math.max(...seen.llama),
-      ratio: median(seen.ratio),
-      ratioOfBest: Math.max(...seen.nibble) / Math.max(...seen.llama),
-    });
-    if (!values.json) console.error(`${test.name} ${threads}T: ${rows.at(-1).ratio.toFixed(2)}x`);
-  }
-  await nibble.close();
-  await llama.close();
+/** One line of the result. Targets: [must, good] of performance.md, for these threads. */
+function record(peer, name, threads, unit, seen, targets) {
+  const r = ratio(seen.nibble, seen.peer);
+  rows.push({
+    peer,
+    case: name,
+    threads,
+    unit,
+    nibble: median(seen.nibble),
+    nibbleBest: Math.max(...seen.nibble),
+    peerMedian: median(seen.peer),
+    peerBest: Math.max(...seen.peer),
+    ratio: r.median,
+    ratioOfBest: r.best,
+    must: targets?.[0] ?? null,
+    good: targets?.[1] ?? null,
+  });
+  console.error(`${peer} ${name} ${threads}T: ${times(r.median)} (best rounds ${times(r.best)})`);
 }
-const facts = {
-  cpu: cpus()[0].model,
-  load: loadavg()[0],
-  node: process.version,
-  backend: "auto",
-  rounds: Number(values.rounds),
-  llamaCppBytes: statSync(q40).size,
-  nibbleBytes: statSync(join(artifact, "model.safetensors")).size,
-};
-if (values.json) console.log(JSON.stringify({ ...facts, rows }, null, 1));
-else {
-  console.log(
-    `\n${facts.cpu}, load ${facts.load.toFixed(2)}, Node ${facts.node}; file sizes: nibble ${(facts.nibbleBytes / 1e6).toFixed(1)} MB, Q4_0 ${(facts.llamaCppBytes / 1e6).toFixed(1)} MB`,
-  );
-  console.log("tokens/s, medians of interleaved rounds (best round in brackets)\n");
-  console.log("case       T   nibble            llama.cpp Q4_0    ratio (of best)");
-  for (const r of rows) {
-    const pair = (a, b) => `${a.toFixed(0)} (${b.toFixed(0)})`.padEnd(17);
-    console.log(
-      `${r.case.padEnd(10)} ${r.threads}   ${pair(r.nibble, r.nibbleBest)} ${pair(r.llamaCpp, r.llamaCppBest)} ${r.ratio.toFixed(2)} (${r.ratioOfBest.toFixed(2)})`,
-    );
+
+if (only.includes("llama")) {
+  const { openModel, benchModel } = await import("../../packages/nibble/dist/index.js");
+  const { openLlama } = await import("./llama.mjs");
+  const CASES = [
+    {
+      name: "pp512",
+      prefill: 512,
+      targets: [
+        [1.5, 2.3],
+        [1.5, 2.3],
+      ],
+    },
+    {
+      name: "pp2048",
+      prefill: 2048,
+      targets: [
+        [1.3, 2],
+        [1.3, 2],
+      ],
+    },
+    {
+      name: "tg64@0",
+      decode: 64,
+      targets: [
+        [1.6, 1.9],
+        [2, 2.7],
+      ],
+    },
+    {
+      name: "tg64@512",
+      decode: 64,
+      depth: 512,
+      targets: [
+        [2, 2.6],
+        [2.5, 3.3],
+      ],
+    },
+  ];
+  for (const threads of threadCounts) {
+    const context = 2304;
+    const llama = await openLlama(q40, { threads, context });
+    const model = await openModel(artifact, { threads, kv: values.kv, maxContext: context });
+    for (const { name, targets, ...test } of CASES) {
+      const seen = await interleave(
+        {
+          async nibble() {
+            const given = { prefill: 0, decode: 0, ...test };
+            const result = await benchModel(model, { ...given, rounds: 1, warmup: false });
+            return test.prefill ? result.prefillTokensPerSecond : result.decodeTokensPerSecond;
+          },
+          peer: () => llama.measure(test),
+        },
+        rounds,
+      );
+      record("node-llama-cpp Q4_0", name, threads, "tokens/s", seen, targets[threads - 1]);
+    }
+    await model.close();
+    await llama.close();
   }
+}
+
+if (only.includes("onnx")) {
+  const { coldCopies, openLinear } = await import("../ops.mjs");
+  const { openMatMul } = await import("./onnx.mjs");
+  const SHAPES = [
+    [4096, 4096],
+    [11008, 4096],
+    [1536, 576],
+    [576, 1536],
+    [576, 576],
+  ];
+  for (const threads of threadCounts) {
+    for (const [n, k] of SHAPES) {
+      for (const block of [32, 128]) {
+        for (const m of [512, 1]) {
+          // Both walk through equally many copies. Small shapes stay in the cache: sessions are no light things.
+          const copies = m === 1 ? coldCopies(n, k, 4, 16) : 1;
+          const where = m > 1 ? "" : copies === coldCopies(n, k, 4) ? ", cold" : ", in cache";
+          const ours = await openLinear({ threads, rows: m, n, k, groupSize: block, copies });
+          const theirs = await openMatMul({ threads, rows: m, n, k, block, copies });
+          const seconds = async (product) => {
+            let best = Number.POSITIVE_INFINITY;
+            const end = performance.now() + 60;
+            do best = Math.min(best, await product.run());
+            while (performance.now() < end);
+            return m === 1 ? ours.bytes / best / 1e9 : ours.operations / best / 1e9;
+          };
+          const seen = await interleave(
+            { nibble: () => seconds(ours), peer: () => seconds(theirs) },
+            rounds,
+          );
+          const name = `${m === 1 ? "GEMV" : "GEMM M=512"} ${n}x${k} block ${block}${where}`;
+          const targets = m === 512 && block === 32 && threads === 1 ? [2, 3] : null;
+          record(
+            "onnxruntime MatMulNBits",
+            name,
+            threads,
+            m === 1 ? "GB/s" : "GOPS",
+            seen,
+            targets,
+          );
+          await ours.close();
+          await theirs.close();
+        }
+      }
+    }
+  }
+}
+
+if (only.includes("wllama")) {
+  const { openBrowsers } = await import("./browser.mjs");
+  for (const threads of threadCounts) {
+    const given = { gguf: q40, artifact, threads, kv: values.kv, maxContext: 768 };
+    const browsers = await openBrowsers(given);
+    const { nibble, wllama } = browsers;
+    console.error(`in the browser: nibble ${nibble.variant}; wllama ${wllama.variant}`);
+    for (const test of [{ prefill: 128 }, { decode: 16 }]) {
+      const seen = await interleave(
+        { nibble: () => nibble.measure(test), peer: () => wllama.measure(test) },
+        Math.min(rounds, 3),
+      );
+      const name = test.prefill ? "browser pp128" : "browser tg16@0";
+      record("wllama Q4_0", name, threads, "tokens/s", seen, [8, 20]);
+    }
+    await browsers.close();
+  }
+}
+
+const sizes = {
+  nibbleBytes: statSync(join(artifact, "model.safetensors")).size,
+  ggufBytes: statSync(q40).size,
+};
+if (values.json) console.log(JSON.stringify({ machine: facts(), ...sizes, rounds, rows }, null, 1));
+else {
+  const digits = (x) => (x >= 100 ? x.toFixed(0) : x.toFixed(1));
+  console.log(
+    `\n${facts()}; files: nibble ${(sizes.nibbleBytes / 1e6).toFixed(1)} MB, Q4_0 ${(sizes.ggufBytes / 1e6).toFixed(1)} MB`,
+  );
+  console.log(`medians of ${rounds} interleaved rounds, best round in brackets\n`);
+  console.log(
+    markdown([
+      ["peer", "case", "T", "unit", "nibble", "peer", "ratio", "of best", "must", "good"],
+      ...rows.map((r) => [
+        r.peer,
+        r.case,
+        r.threads,
+        r.unit,
+        `${digits(r.nibble)} (${digits(r.nibbleBest)})`,
+        `${digits(r.peerMedian)} (${digits(r.peerBest)})`,
+        times(r.ratio),
+        times(r.ratioOfBest),
+        r.must === null ? "" : `${r.must}x`,
+        r.good === null ? "" : `${r.good}x`,
+      ]),
+    ]),
+  );
 }
 process.exit(0);
