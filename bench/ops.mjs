@@ -140,6 +140,33 @@ export async function openLinear({
   };
 }
 
+/** f32 product of size^3 (F1). */
+export async function openGemm({ backend = "auto", threads, size }) {
+  const chosen = await selectBackend(backend, () => {});
+  const engine = await chosen.createEngine({ arenaBytes: 12 * size * size + 2 ** 25, threads });
+  const place = new Place(engine.memory);
+  const matrix = () => place.floats(size * size, 0.5);
+  const skip = { aSkip: 0, bSkip: 0, cSkip: 0, lda: size, ldb: size, ldc: size };
+  const places = { aAt: matrix(), bAt: matrix(), cAt: matrix(), transA: 0, transB: 0 };
+  const sizes = { rowsReg: 0, cols: size, inner: size, alphaF: 1, betaF: 0 };
+  const builder = new ProgramBuilder().emit("gemm", { ...sizes, ...skip, ...places });
+  const limits = { scratchAt: place.used, scratchLines: 0, maxRows: size, arenaLines: place.used };
+  const scratchLines = requiredScratchLines(builder.build(limits));
+  const arenaLines = limits.scratchAt + threads * scratchLines;
+  const program = engine.load(builder.build({ ...limits, scratchLines, arenaLines }));
+  new Int32Array(engine.memory)[0] = size;
+  return {
+    operations: 2 * size ** 3,
+    engine,
+    run() {
+      const started = performance.now();
+      engine.runSync(program);
+      return (performance.now() - started) / 1000;
+    },
+    close: () => engine.dispose(),
+  };
+}
+
 /** Best rate of several runs, at least `seconds` long: slices fall between the interruptions of a busy machine. */
 export function bestRate(linear, amount, seconds = 0.3) {
   let best = Number.POSITIVE_INFINITY;
