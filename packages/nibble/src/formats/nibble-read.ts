@@ -1,6 +1,8 @@
 /** Opening an artifact, from a folder on disk, from files of a browser, from a server. Tensors are read on demand. */
+
 import { type ByteFolder, jsonObject, readSmall } from "../core/byte-source.js";
 import { FormatError } from "../core/errors.js";
+import { sha256 } from "../core/sha256.js";
 import { deserialize, type StoredDtype } from "../encodings/serialize.js";
 import type { KvRecipe, LazyTensor, Model, OnlineTransform, SidecarFiles } from "../model/model.js";
 import { parameterSpecs } from "../model/roles.js";
@@ -130,7 +132,11 @@ async function buildArtifact(
   );
   return {
     config: { ...config, tieWordEmbeddings: manifest.tied },
-    source: { id: manifest.source.id, sha256: async () => manifest.source.sha256 },
+    source: {
+      id: manifest.source.id,
+      sha256: async () => manifest.source.sha256,
+      artifact: hashText(JSON.stringify(manifest)),
+    },
     files,
     parameters,
     transforms,
@@ -144,4 +150,10 @@ async function buildArtifact(
     kv: manifest.kv as KvRecipe | null,
     close: () => reader.close(),
   };
+}
+
+function hashText(text: string): string {
+  const hash = sha256();
+  hash.update(new TextEncoder().encode(text));
+  return hash.digest();
 }

@@ -239,6 +239,12 @@ export class PageTables {
     }
   }
 
+  /** A sequence was filled from a file: nothing older than what its residual needs is in its ring. */
+  restored(slot: number, length: number): void {
+    const { residual, tailTokens } = this.#descriptor;
+    this.#written[slot] = length + Math.max(0, tailTokens - residual);
+  }
+
   /**
    * The longest prefix of at most `length` tokens that a sequence can be cut to: `length` itself, or 0 where a kivi cache
    * no longer has the exact rows that the cut would bring back into its residual.

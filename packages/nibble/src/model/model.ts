@@ -63,6 +63,8 @@ export interface ModelSource {
   id: string;
   /** Hash over config and tensor bytes. Computed on demand: hashing a large file takes time. */
   sha256(): Promise<string>;
+  /** Hash of an artifact's own description, its file hashes included; absent where the source itself is read. */
+  artifact?: string;
 }
 
 export interface Model {

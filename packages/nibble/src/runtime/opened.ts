@@ -4,6 +4,7 @@ import { defaultThreads } from "../core/memory.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
 import { defaultRows, planCache } from "../kv/cache.js";
+import { FlatImage, type SequenceImage } from "../kv/flat-image.js";
 import { PrefixCache } from "../kv/prefix-cache.js";
 import { kvPreset, resolveKv } from "../kv/presets.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
@@ -41,6 +42,8 @@ export interface OpenedModel {
   /** Joins the rows of sessions that generate at the same time. */
   readonly scheduler: Scheduler;
   readonly prefixes: PrefixCache | null;
+  /** Cache contents of a sequence as bytes. */
+  readonly image: SequenceImage;
   readonly tokenizer: Tokenizer | null;
   readonly kv: KvRecipe;
   close(): Promise<void>;
@@ -92,6 +95,7 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
       sharePrefixes && runner.tables.pagesAreAll
         ? new PrefixCache(runner.tables, JSON.stringify(kv))
         : null,
+    image: new FlatImage(compiled.arena, compiled.cache, runner.tables),
     tokenizer,
     kv,
     close: () => runner.dispose(),

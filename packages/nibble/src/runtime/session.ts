@@ -97,6 +97,35 @@ export class Session {
     return session;
   }
 
+  /**
+   * Writes the cache to a file, whole or not at all. Node only.
+   * @returns tokens that the file holds: the full pages of 32
+   * @throws ResourceError when the file cannot be written
+   */
+  async saveCache(path: string): Promise<number> {
+    const { writePromptCache } = await import("./prompt-cache-file.js");
+    const { image } = this.#opened;
+    const length = image.savable(this.#slot, this.#cached.length);
+    const tokens = this.#cached.slice(0, length);
+    const bytes = image.save(this.#slot, length);
+    await writePromptCache(path, this.#opened, { tokens, bytes });
+    return length;
+  }
+
+  /**
+   * Replaces the cache by what a file holds; a prompt that begins with those tokens does not run them. Node only.
+   * @returns tokens that the cache holds now
+   * @throws as readPromptCache, with the session as it was; ResourceError when other sessions hold the room
+   */
+  async loadCache(path: string): Promise<number> {
+    const { openPromptCache } = await import("./prompt-cache-file.js");
+    const { tokens, bytes } = await openPromptCache(path, this.#opened);
+    this.reset();
+    this.#opened.image.load(this.#slot, bytes, tokens.length);
+    this.#cached = tokens;
+    return tokens.length;
+  }
+
   /** Whether the model knows turns; a base model continues text and has no template. */
   get canChat(): boolean {
     return this.#opened.tokenizer !== null && hasChatTemplate(this.#opened.model.files);

@@ -1,5 +1,7 @@
 /** `nibble run`: completes a prompt, or chats when there is none. */
+import { existsSync } from "node:fs";
 import { UsageError } from "../../core/errors.js";
+import type { OpenedModel } from "../../runtime/open.js";
 import { chatLoop } from "../chat.js";
 import {
   defined,
@@ -27,6 +29,9 @@ interface Options extends EngineFlags {
   raw?: boolean;
   maxContext?: number;
   kv?: string;
+  speculate?: string;
+  draftTokens?: number;
+  promptCache?: string;
 }
 
 export const run = defineVerb<Options>({
@@ -36,6 +41,8 @@ export const run = defineVerb<Options>({
     'nibble run small -p "The capital of France is" -n 32',
     'nibble run small -p "Once upon a time" --raw --temperature 0.8 --seed 7',
     "nibble run small                       (interactive chat)",
+    'nibble run small -p "Repeat: ..." --speculate ngram',
+    'nibble run small -p "$(cat manual.txt)" --prompt-cache manual.cache',
   ],
   define(command) {
     command
@@ -67,7 +74,20 @@ export const run = defineVerb<Options>({
       .option("--system <text>", "system message of the chat")
       .option("--stop <text>", "end at this text; repeatable", repeated)
       .option("--raw", "feed the prompt as it is, without the model's chat template")
-      .option("--max-context <n>", "most tokens of prompt and answer", integer("--max-context", 2));
+      .option("--max-context <n>", "most tokens of prompt and answer", integer("--max-context", 2))
+      .option(
+        "--speculate <drafter>",
+        'draft ahead and verify: "ngram", or a smaller model with the same tokens',
+      )
+      .option(
+        "--draft-tokens <k>",
+        "most tokens of a draft (default: 4)",
+        integer("--draft-tokens", 1, 32),
+      )
+      .option(
+        "--prompt-cache <file>",
+        "begin with the cache in this file if it exists, and write it afterwards",
+      );
     kvOption(command);
     engineOptions(command);
   },
@@ -82,27 +102,51 @@ export const run = defineVerb<Options>({
     if (options.raw && options.system !== undefined) {
       throw new UsageError("--system has no place in a --raw prompt");
     }
+    if (options.draftTokens !== undefined && options.speculate === undefined) {
+      throw new UsageError("--draft-tokens is for --speculate");
+    }
     const { openModel } = await import("../../runtime/open.js");
     const { createSession } = await import("../../runtime/session.js");
-    const opened = await openModel(model, {
+    const { DraftModel } = await import("../../runtime/draft-model.js");
+    const engine = {
       backend: options.backend,
-      log: (line) => context.output.log(line),
+      log: (line: string) => context.output.log(line),
       signal: context.signal,
-      ...defined({
-        threads: options.threads,
-        kv: await parseKv(options.kv),
-        maxContext: options.maxContext,
-      }),
+      ...defined({ threads: options.threads, maxContext: options.maxContext }),
+    };
+    const opened = await openModel(model, {
+      ...engine,
+      ...defined({ kv: await parseKv(options.kv) }),
     });
+    let draft: OpenedModel | null = null;
     try {
       const session = createSession(opened);
+      const { speculate } = options;
+      if (speculate !== undefined && speculate !== "ngram") {
+        draft = await openModel(speculate, engine);
+      }
+      const drafter = draft ? new DraftModel(opened, draft) : speculate && ("ngram" as const);
+      const decoding = {
+        ...(drafter ? { speculate: drafter } : {}),
+        ...defined({ draftTokens: options.draftTokens, stop: options.stop }),
+      };
+      const cacheFile = options.promptCache;
+      if (cacheFile !== undefined && existsSync(cacheFile)) {
+        const tokens = await session.loadCache(cacheFile);
+        context.output.log(`prompt cache: ${tokens} tokens`);
+      }
+      /** After the work: what was run need not be run again. */
+      const saveCache = async () => {
+        if (cacheFile !== undefined) await session.saveCache(cacheFile);
+      };
       if (prompt === undefined) {
         const answers = await chatLoop(context, session, {
           ...samplingOf(options, 0.7),
           maxTokens: options.tokens,
           system: options.system,
-          ...defined({ stop: options.stop }),
+          ...decoding,
         });
+        await saveCache();
         return { result: { answers }, text: "" };
       }
       const templated = !options.raw && session.canChat;
@@ -117,16 +161,26 @@ export const run = defineVerb<Options>({
         ...samplingOf(options, 0),
         maxTokens: options.tokens,
         signal: context.signal,
-        ...defined({ stop: options.stop }),
+        ...decoding,
       })) {
         context.output.stream(piece.text);
       }
       context.output.stream("\n");
+      await saveCache();
       const summary = session.summary;
       if (!summary) throw new Error("a finished generation has a summary");
       context.output.log(
         `${summary.tokens.length} tokens, ${summary.tokensPerSecond.toFixed(1)} tokens/s, prompt ${summary.promptTokens} tokens in ${summary.prefillSeconds.toFixed(2)} s, end: ${summary.finish}`,
       );
+      if (summary.reusedTokens > 0) {
+        context.output.log(`${summary.reusedTokens} prompt tokens came from the prompt cache`);
+      }
+      const speculation = summary.speculation;
+      if (speculation) {
+        context.output.log(
+          `speculation: ${speculation.accepted} of ${speculation.drafted} drafted tokens accepted, ${speculation.tokensPerPass.toFixed(2)} tokens a pass`,
+        );
+      }
       return {
         result: {
           ...summary,
@@ -138,6 +192,7 @@ export const run = defineVerb<Options>({
         text: "",
       };
     } finally {
+      await draft?.close();
       await opened.close();
     }
   },
