@@ -19,6 +19,7 @@ export const ROWS = [
     method: "gptq",
     title: "QuaRot, GPTQ in groups of 64, bits allocated under 4.5",
     args: ["--target-bpw", "4.5"],
+    calibration: { samples: 96, seqlen: 512 },
     steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
   },
   {

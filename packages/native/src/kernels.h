@@ -110,6 +110,7 @@ NB_OP(gemm);
 NB_OP(inverse_factor);
 NB_OP(dequantize);
 NB_OP(attend_tile);
+NB_OP(round_float);
 
 /* Rows shared by several ops. Widths are in floats; src = dst is allowed. */
 void ISA_NAME(row_rmsnorm)(const float *x, float *y, int64_t width, const float *gain, float epsilon);

@@ -1,5 +1,6 @@
 /* RMSNorm, activation quantization and the fused forms of the two (docs/engine.md, "quantize", "rmsnorm"). */
 #include <math.h>
+#include <string.h>
 #include "kernels.h"
 #include "simd.h"
 
@@ -235,6 +236,39 @@ NB_OP(dequantize) {
       const float s = scale[m * groups + g];
       const int32_t z = zero ? zero[m * groups + g] : 0;
       for (int64_t i = g * size; i < nb_min(width, (g + 1) * size); i++) y[i] = s * (float)(q[i] - z);
+    }
+  }
+}
+
+NB_OP(round_float) {
+  const float *src = nb_at(c, ins[ROUND_FLOAT_SRC_AT]);
+  float *dst = nb_at(c, ins[ROUND_FLOAT_DST_AT]);
+  const int64_t width = ins[ROUND_FLOAT_WIDTH];
+  const int32_t mantissa = ins[ROUND_FLOAT_MANTISSA], least = ins[ROUND_FLOAT_MIN_EXPONENT];
+  float largest;
+  memcpy(&largest, &ins[ROUND_FLOAT_LARGEST_F], 4);
+  int64_t m, end;
+  nb_share(c, nb_rows(c, ins), &m, &end);
+  for (; m < end; m++) {
+    const float *x = src + m * ins[ROUND_FLOAT_LD_SRC];
+    float *y = dst + m * ins[ROUND_FLOAT_LD_DST];
+    float scale = amax_of(x, width) / largest;
+    if (!(scale >= 0x1p-126f)) scale = 1;
+    const float inverse = 1.0f / scale;
+    for (int64_t i = 0; i < width; i++) {
+      float t = x[i] * inverse;
+      t = t > largest ? largest : t < -largest ? -largest : t;
+      int32_t word;
+      memcpy(&word, &t, 4);
+      int32_t exponent = ((word >> 23) & 255) - 127;
+      exponent = exponent < least ? least : exponent;
+      const int32_t up_word = (127 + mantissa - exponent) << 23, step_word = (127 + exponent - mantissa) << 23;
+      float up, step;
+      memcpy(&up, &up_word, 4);
+      memcpy(&step, &step_word, 4);
+      float value = rintf(t * up) * step;
+      value = value > largest ? largest : value < -largest ? -largest : value;
+      y[i] = value * scale + 0.0f; // no negative zero
     }
   }
 }

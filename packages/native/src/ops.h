@@ -10,7 +10,7 @@ enum {
   ATTENTION_CHUNK = 128,
   CONTROL_BYTES = 4096,
   LINE = 64,
-  OP_COUNT = 26,
+  OP_COUNT = 27,
 };
 
 /* KIND */
@@ -542,8 +542,23 @@ enum {
   ATTEND_TILE_SOFTMAX_SCALE_F = 14,
 };
 
+/* roundFloat */
+enum {
+  OP_ROUND_FLOAT = 27,
+  ROUND_FLOAT_WORDS = 11,
+  ROUND_FLOAT_ROWS_REG = 2,
+  ROUND_FLOAT_SRC_AT = 3,
+  ROUND_FLOAT_LD_SRC = 4,
+  ROUND_FLOAT_WIDTH = 5,
+  ROUND_FLOAT_MANTISSA = 6,
+  ROUND_FLOAT_MIN_EXPONENT = 7,
+  ROUND_FLOAT_LARGEST_F = 8,
+  ROUND_FLOAT_DST_AT = 9,
+  ROUND_FLOAT_LD_DST = 10,
+};
+
 /* Both indexed by opcode; 0 is the end of the program. */
-#define NIBBLE_OP_NAMES {"end", "embed", "rmsnorm", "quantize", "rmsnormQuantize", "hadamardQuantize", "hadamard", "mixHeads", "columns", "linearInt", "linearFloat", "siluMul", "add", "appendKv", "attention", "gatherRows", "scatterAddRows", "route", "logitStats", "klDivergence", "csr", "gram", "absStats", "gemm", "inverseFactor", "dequantize", "attendTile"}
-#define NIBBLE_OP_WORDS {1, 7, 10, 15, 17, 24, 16, 10, 10, 13, 9, 10, 9, 20, 19, 9, 10, 11, 8, 9, 11, 7, 8, 18, 6, 11, 15}
+#define NIBBLE_OP_NAMES {"end", "embed", "rmsnorm", "quantize", "rmsnormQuantize", "hadamardQuantize", "hadamard", "mixHeads", "columns", "linearInt", "linearFloat", "siluMul", "add", "appendKv", "attention", "gatherRows", "scatterAddRows", "route", "logitStats", "klDivergence", "csr", "gram", "absStats", "gemm", "inverseFactor", "dequantize", "attendTile", "roundFloat"}
+#define NIBBLE_OP_WORDS {1, 7, 10, 15, 17, 24, 16, 10, 10, 13, 9, 10, 9, 20, 19, 9, 10, 11, 8, 9, 11, 7, 8, 18, 6, 11, 15, 11}
 
 #endif

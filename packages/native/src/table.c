@@ -33,5 +33,6 @@ const nb_kernels ISA_NAME(nb_kernels) = {
         [OP_INVERSE_FACTOR] = ISA_NAME(op_inverse_factor),
         [OP_DEQUANTIZE] = ISA_NAME(op_dequantize),
         [OP_ATTEND_TILE] = ISA_NAME(op_attend_tile),
+        [OP_ROUND_FLOAT] = ISA_NAME(op_round_float),
     },
 };

@@ -456,6 +456,17 @@ static void check_rows_op(check *c, int64_t rows) {
     case OP_ATTEND_TILE:
       check_attend_tile(c, rows);
       return;
+    case OP_ROUND_FLOAT: {
+      float largest;
+      memcpy(&largest, &i[ROUND_FLOAT_LARGEST_F], 4);
+      REQUIRE(i[ROUND_FLOAT_MANTISSA] >= 0 && i[ROUND_FLOAT_MANTISSA] <= 10 && i[ROUND_FLOAT_MIN_EXPONENT] >= -30 &&
+                  i[ROUND_FLOAT_MIN_EXPONENT] <= 0 && largest >= 1 && largest <= 65504,
+              "floats of %d mantissa bits, exponents from %d", i[ROUND_FLOAT_MANTISSA], i[ROUND_FLOAT_MIN_EXPONENT]);
+      width = i[ROUND_FLOAT_WIDTH];
+      matrix(c, "srcAt", i[ROUND_FLOAT_SRC_AT], i[ROUND_FLOAT_LD_SRC], rows, width, 4, 0);
+      matrix(c, "dstAt", i[ROUND_FLOAT_DST_AT], i[ROUND_FLOAT_LD_DST], rows, width, 4, 1);
+      return;
+    }
     case OP_DEQUANTIZE: {
       width = i[DEQUANTIZE_WIDTH];
       const int64_t size = i[DEQUANTIZE_GROUP_SIZE];

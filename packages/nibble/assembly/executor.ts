@@ -14,12 +14,13 @@ import { linearInt } from "./gemm-lowbit";
 import { hadamard } from "./hadamard";
 import { appendKv } from "./kv-append";
 import { gram, inverseFactor, inverseFactorPhases } from "./linalg";
-import { dequantize, hadamardQuantize, quantize, rmsnorm, rmsnormQuantize } from "./norm-quantize";
+import { dequantize, hadamardQuantize, quantize, rmsnorm, rmsnormQuantize, roundFloat } from "./norm-quantize";
 import {
   H_CODE_START, H_MAX_LOGIT_ROWS, H_MAX_ROWS, H_SCRATCH_AT, H_SCRATCH_LINES,
   OP_ABS_STATS, OP_ADD, OP_APPEND_KV, OP_ATTEND_TILE, OP_ATTENTION, OP_COLUMNS, OP_CSR, OP_DEQUANTIZE, OP_EMBED, OP_GATHER_ROWS,
   OP_GEMM, OP_GRAM, OP_HADAMARD, OP_HADAMARD_QUANTIZE, OP_INVERSE_FACTOR, OP_KL_DIVERGENCE, OP_LINEAR_FLOAT,
   OP_LINEAR_INT, OP_LOGIT_STATS, OP_MIX_HEADS, OP_QUANTIZE, OP_RMSNORM, OP_RMSNORM_QUANTIZE, OP_ROUTE,
+  OP_ROUND_FLOAT,
   OP_SCATTER_ADD_ROWS, OP_SILU_MUL,
 } from "./ops";
 import { absStats, csr, klDivergence, logitStats, route } from "./stats";
@@ -59,6 +60,7 @@ function execute(op: i32, pc: usize, program: usize, rows: i32, maxRows: i32, ph
     case OP_INVERSE_FACTOR: return inverseFactor(pc, phase);
     case OP_DEQUANTIZE: return dequantize(pc, rows);
     case OP_ATTEND_TILE: return attendTile(pc, rows);
+    case OP_ROUND_FLOAT: return roundFloat(pc, rows);
     default: return fail();
   }
 }

@@ -16,6 +16,8 @@ import {
   QUANTIZE_SCALE_AT, QUANTIZE_SRC_AT, QUANTIZE_SUM_AT, QUANTIZE_SYMMETRIC, QUANTIZE_WIDTH, QUANTIZE_ZERO_AT,
   RMSNORM_DST_AT, RMSNORM_EPSILON_F, RMSNORM_GAIN_AT, RMSNORM_LD_DST, RMSNORM_LD_SRC, RMSNORM_QUANTIZE_EPSILON_F,
   RMSNORM_QUANTIZE_GAIN_AT, RMSNORM_SRC_AT, RMSNORM_WIDTH,
+  ROUND_FLOAT_DST_AT, ROUND_FLOAT_LARGEST_F, ROUND_FLOAT_LD_DST, ROUND_FLOAT_LD_SRC, ROUND_FLOAT_MANTISSA,
+  ROUND_FLOAT_MIN_EXPONENT, ROUND_FLOAT_SRC_AT, ROUND_FLOAT_WIDTH,
 } from "./ops";
 
 /** lane16 sum of squares of `width` floats. `pad` is 64 bytes of private memory for a ragged tail. */
@@ -295,6 +297,33 @@ export function dequantize(pc: usize, rows: i32): void {
       for (let i = g * size; i < stop; i++) {
         store<f32>(dst + (<usize>i << 2), scale * <f32>(<i32>load<i8>(codes + i) - zero));
       }
+    }
+  }
+}
+
+/** Rows rounded to small floats with one scale a row. */
+export function roundFloat(pc: usize, rows: i32): void {
+  const width = operand(pc, ROUND_FLOAT_WIDTH);
+  const mantissa = operand(pc, ROUND_FLOAT_MANTISSA);
+  const least = operand(pc, ROUND_FLOAT_MIN_EXPONENT);
+  const largest = operandF(pc, ROUND_FLOAT_LARGEST_F);
+  const end = shareOf(rows, thread + 1);
+  for (let m = shareOf(rows, thread); m < end; m++) {
+    const src = rowAt(place(pc, ROUND_FLOAT_SRC_AT), m, operand(pc, ROUND_FLOAT_LD_SRC));
+    const dst = rowAt(place(pc, ROUND_FLOAT_DST_AT), m, operand(pc, ROUND_FLOAT_LD_DST));
+    let most: f32 = 0;
+    for (let i = 0; i < width; i++) most = max<f32>(most, abs<f32>(load<f32>(src + (<usize>i << 2))));
+    let scale: f32 = most / largest;
+    if (!(scale >= reinterpret<f32>(0x00800000))) scale = 1;
+    const inverse: f32 = 1 / scale;
+    for (let i = 0; i < width; i++) {
+      const at = <usize>i << 2;
+      const t = max<f32>(min<f32>(load<f32>(src + at) * inverse, largest), -largest);
+      const exponent = max<i32>(((reinterpret<i32>(t) >> 23) & 255) - 127, least);
+      const up = reinterpret<f32>((127 + mantissa - exponent) << 23);
+      const step = reinterpret<f32>((127 + exponent - mantissa) << 23);
+      const value = max<f32>(min<f32>(nearest<f32>(t * up) * step, largest), -largest);
+      store<f32>(dst + at, value * scale + 0); // no negative zero
     }
   }
 }

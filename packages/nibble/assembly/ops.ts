@@ -7,7 +7,7 @@ export const PAGE_TOKENS: i32 = 32;
 export const ATTENTION_CHUNK: i32 = 128;
 export const CONTROL_BYTES: i32 = 4096;
 export const LINE: i32 = 64;
-export const OP_COUNT: i32 = 26;
+export const OP_COUNT: i32 = 27;
 
 // KIND
 export const KIND_F32: i32 = 1;
@@ -469,3 +469,16 @@ export const ATTEND_TILE_RANGES_AT: i32 = 11;
 export const ATTEND_TILE_STATE_AT: i32 = 12;
 export const ATTEND_TILE_LOGITS_AT: i32 = 13;
 export const ATTEND_TILE_SOFTMAX_SCALE_F: i32 = 14;
+
+// roundFloat
+export const OP_ROUND_FLOAT: i32 = 27;
+export const ROUND_FLOAT_WORDS: i32 = 11;
+export const ROUND_FLOAT_ROWS_REG: i32 = 2;
+export const ROUND_FLOAT_SRC_AT: i32 = 3;
+export const ROUND_FLOAT_LD_SRC: i32 = 4;
+export const ROUND_FLOAT_WIDTH: i32 = 5;
+export const ROUND_FLOAT_MANTISSA: i32 = 6;
+export const ROUND_FLOAT_MIN_EXPONENT: i32 = 7;
+export const ROUND_FLOAT_LARGEST_F: i32 = 8;
+export const ROUND_FLOAT_DST_AT: i32 = 9;
+export const ROUND_FLOAT_LD_DST: i32 = 10;

@@ -9,6 +9,7 @@ import { tensorDescriptionSchema } from "../encodings/description.js";
 export const ARTIFACT_VERSION = 1;
 
 const quantizerSchema = z.strictObject({
+  format: z.enum(["e4m3", "e5m2"]).optional(),
   bits: z.int().min(2).max(8),
   granularity: z.union([z.literal("token"), z.int().positive()]),
   symmetric: z.boolean(),

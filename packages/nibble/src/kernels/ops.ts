@@ -247,6 +247,21 @@ export const OPS = {
     "logitsAt",
     "softmaxScaleF",
   ],
+  /**
+   * Rows as small floats would hold them: scale = max |x| / largest, x / scale rounded to `mantissa` bits (exponents from
+   * minExponent, saturated at `largest`) and multiplied back. src = dst is allowed.
+   */
+  roundFloat: [
+    "rowsReg",
+    "srcAt",
+    "ldSrc",
+    "width",
+    "mantissa",
+    "minExponent",
+    "largestF",
+    "dstAt",
+    "ldDst",
+  ],
 } as const;
 
 export type OpName = keyof typeof OPS;

@@ -16,7 +16,13 @@ import { gemm, inverseFactor } from "./reference/linalg.js";
 import { csr, embed, linearFloat, linearInt } from "./reference/linear.js";
 import { Fault, Machine } from "./reference/machine.js";
 import { add, columns, gatherRows, rmsnorm, scatterAddRows, siluMul } from "./reference/norm.js";
-import { dequantize, hadamardQuantize, quantize, rmsnormQuantize } from "./reference/quantize.js";
+import {
+  dequantize,
+  hadamardQuantize,
+  quantize,
+  rmsnormQuantize,
+  roundFloat,
+} from "./reference/quantize.js";
 import { absStats, gram, klDivergence, logitStats, route } from "./reference/stats.js";
 import { runFault, validateProgram } from "./validate.js";
 
@@ -49,6 +55,7 @@ const EXECUTE: { [O in OpName]: Execute<O> } = {
   inverseFactor,
   dequantize,
   attendTile,
+  roundFloat,
 };
 
 /** Control word that holds the status of the last run. */

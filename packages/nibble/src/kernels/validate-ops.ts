@@ -330,6 +330,14 @@ const CHECKS: { [O in OpName]: Check<O> } = {
     check.bytes("factorAt", o.factorAt, o.size * o.size * 4);
     check.bytes("statusAt", o.statusAt, 4);
   },
+  roundFloat(check, o) {
+    const rows = check.rows(o.rowsReg);
+    check.integer("mantissa", o.mantissa, 0, 10);
+    check.integer("minExponent", o.minExponent, -30, 0);
+    check.require(o.largestF >= 1 && o.largestF <= 65504, "largest is not between 1 and 65504");
+    check.matrix("srcAt", o.srcAt, rows, o.ldSrc, o.width);
+    check.matrix("dstAt", o.dstAt, rows, o.ldDst, o.width);
+  },
   dequantize(check, o) {
     const rows = check.rows(o.rowsReg);
     check.integer("groupSize", o.groupSize, 0, 2 ** 31);

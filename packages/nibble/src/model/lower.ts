@@ -132,6 +132,12 @@ export type Observe = (
   operands: { rowsReg: number; srcAt: number; ldSrc: number; width: number },
 ) => void;
 
+/** Mantissa bits, smallest normal exponent and largest value of the 8-bit floats. */
+const SMALL_FLOATS = {
+  e4m3: { mantissa: 3, minExponent: -6, largestF: 448 },
+  e5m2: { mantissa: 2, minExponent: -14, largestF: 57344 },
+} as const;
+
 type Source =
   | { kind: "plain"; at: number; ld: number; width: number }
   | { kind: "norm"; at: number; ld: number; width: number; gainAt: number };
@@ -369,6 +375,7 @@ export class BlockLowering {
     const first = transforms[0];
     const fused =
       quantizer !== null &&
+      quantizer.format === undefined &&
       this.#observe === null &&
       plainPre &&
       outputs.every((o) => o.linear.integer && !o.linear.csr && o.linear.lowRank.length === 0) &&
@@ -432,11 +439,13 @@ export class BlockLowering {
         "a weight with side-cars cannot be fused with swiglu: place gate and up apart",
       );
     }
-    if (quantizer && linear.integer) {
+    if (quantizer && linear.integer && quantizer.format === undefined) {
       this.#quantize(rowsReg, from, null, quantizer, linear.groupSize);
       this.#linearInt(rowsReg, from.width, quantizer, output);
     } else {
-      if (quantizer) from = this.#fakeQuantize(rowsReg, from, quantizer);
+      // In place where that is a copy of this linear alone: other linears read the input again.
+      const own = from.at !== input.at;
+      if (quantizer) from = this.#fakeQuantize(rowsReg, from, quantizer, own ? from.at : null);
       this.#builder.emit("linearFloat", {
         rowsReg,
         srcAt: from.at,
@@ -579,8 +588,26 @@ export class BlockLowering {
   }
 
   /** Quantized and read back: what a dense weight sees of a quantized site. */
-  #fakeQuantize(rowsReg: number, source: Source, quantizer: ActivationQuantizer): Source {
+  #fakeQuantize(
+    rowsReg: number,
+    source: Source,
+    quantizer: ActivationQuantizer,
+    place: number | null,
+  ): Source {
     const b = this.#buffers;
+    const at = place ?? (source.at === b.transformedAt ? b.normedAt : b.transformedAt);
+    if (quantizer.format) {
+      this.#builder.emit("roundFloat", {
+        rowsReg,
+        srcAt: source.at,
+        ldSrc: source.ld,
+        width: source.width,
+        ...SMALL_FLOATS[quantizer.format],
+        dstAt: at,
+        ldDst: b.wide,
+      });
+      return { kind: "plain", at, ld: b.wide, width: source.width };
+    }
     const groupSize = quantizer.granularity === "token" ? 0 : quantizer.granularity;
     this.#quantize(
       rowsReg,
@@ -589,7 +616,6 @@ export class BlockLowering {
       { ...quantizer, granularity: groupSize || "token" },
       groupSize,
     );
-    const at = source.at === b.transformedAt ? b.normedAt : b.transformedAt;
     this.#builder.emit("dequantize", {
       rowsReg,
       codesAt: b.codesAt,

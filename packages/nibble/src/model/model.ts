@@ -49,6 +49,8 @@ export type OnlineTransform =
     };
 
 export interface ActivationQuantizer {
+  /** Small floats instead of integers: 8 bits, one scale a token; run as f32 values that such floats can hold. */
+  format?: "e4m3" | "e5m2";
   bits: number;
   granularity: "token" | number;
   symmetric: boolean;

@@ -75,6 +75,11 @@ const TABLE: readonly Preset[] = [
       activations(8, 1),
     ],
   ),
+  preset(
+    "fp8-w8a8",
+    "W8A8-FP: E4M3 weights with one scale a row, E4M3 activations with one a token; no data.",
+    [{ float: { format: "e4m3" } }, embeddings, { activations: { format: "e4m3" } }],
+  ),
   preset("none", "Nothing: the model as it is, as a nibble artifact.", []),
 ];
 

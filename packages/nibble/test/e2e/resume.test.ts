@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
 import { InterruptedError } from "../../src/core/errors.js";
+import { methods } from "../../src/methods/index.js";
 import { recipeFromObject } from "../../src/recipe/load.js";
 import { compress } from "../../src/recipe/run.js";
 
@@ -106,3 +107,25 @@ it.each(Object.entries(RECIPES))(
     expect(await bytes(output)).toEqual(expected);
   },
 );
+
+/** Every solver: state that was written to disk after one layer gives the same bytes as solving all at once. */
+const solvers = [...methods].filter(({ kind }) => kind === "weights").map(({ id }) => id);
+it.each(solvers)("%s: a run stopped after the first layer continues to equal bytes", async (id) => {
+  const recipe = recipeFromObject({ ...run, steps: [id] });
+  const base = join(folder, `solver-${id}`);
+  const common = { backend: "wasm" as const, threads: 1 };
+  await compress(model, recipe, { ...common, output: join(base, "whole"), resume: false });
+  const output = join(base, "resumed");
+  const controller = new AbortController();
+  const stopped = compress(model, recipe, {
+    ...common,
+    output,
+    signal: controller.signal,
+    onProgress: (event) => {
+      if (event.type === "step" && event.stage === "quantizing") controller.abort();
+    },
+  });
+  await expect(stopped).rejects.toThrow();
+  await compress(model, recipe, { ...common, output });
+  expect(await bytes(output)).toEqual(await bytes(join(base, "whole")));
+});

@@ -272,6 +272,29 @@ const dequantize: Make = (lab) => {
   });
 };
 
+const roundFloat: Make = (lab) => {
+  const { random } = lab;
+  const width = widthOf(random);
+  const src = source(lab, width);
+  const [mantissa, minExponent, largestF] = random.pick([
+    [3, -6, 448],
+    [2, -14, 57344],
+    [1, 0, 6],
+  ]);
+  const ldDst = randomStride(random, width);
+  lab.emit("roundFloat", {
+    rowsReg: 0,
+    srcAt: src.at,
+    ldSrc: src.ld,
+    width,
+    mantissa,
+    minExponent,
+    largestF,
+    dstAt: lab.f32Rows("dst", ldDst, "out"),
+    ldDst,
+  });
+};
+
 const route: Make = (lab) => {
   const { random } = lab;
   lab.splittable = false;
@@ -316,5 +339,6 @@ export const rowCases: Record<string, Make> = {
   gatherRows,
   scatterAddRows,
   dequantize,
+  roundFloat,
   route,
 };

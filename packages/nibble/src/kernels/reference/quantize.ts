@@ -122,3 +122,31 @@ export function dequantize(machine: Machine, o: Operands<"dequantize">, rows: nu
     }
   }
 }
+
+export function roundFloat(machine: Machine, o: Operands<"roundFloat">, rows: number): void {
+  const { f32 } = machine;
+  for (let m = 0; m < rows; m++) {
+    const from = o.srcAt * 16 + m * o.ldSrc;
+    const to = o.dstAt * 16 + m * o.ldDst;
+    let most = 0;
+    for (let i = 0; i < o.width; i++) most = Math.max(most, Math.abs(f32[from + i]));
+    let scale = f(most / o.largestF);
+    if (!(scale >= MIN_SCALE)) scale = 1;
+    const inverse = f(1 / scale);
+    for (let i = 0; i < o.width; i++) {
+      const t = clamp(f(f32[from + i] * inverse), -o.largestF, o.largestF);
+      // The exponent field of an f32; steps are powers of two, so only the last product rounds.
+      const exponent = t === 0 ? o.minExponent : Math.max(exponentOf(t), o.minExponent);
+      const step = 2 ** (exponent - o.mantissa);
+      // Plus zero: no negative zero.
+      f32[to + i] = f(clamp(rne(t / step) * step, -o.largestF, o.largestF) * scale) + 0;
+    }
+  }
+}
+
+const bitsView = new Float32Array(1);
+const wordView = new Int32Array(bitsView.buffer);
+function exponentOf(x: number): number {
+  bitsView[0] = x;
+  return ((wordView[0] >> 23) & 255) - 127;
+}
