@@ -22,7 +22,7 @@ import {
   type SealInfo,
 } from "../contract.js";
 import { align4, readHalf, writeHalf } from "./code-words.js";
-import { applySparse, packSparse, sparseBytes } from "./sparse-rows.js";
+import { applySparse, countSparse, packSparse, sparseBytes } from "./sparse-rows.js";
 
 const optionsShape = {
   /** Rank of the low-rank part; 0 leaves it out. */
@@ -308,11 +308,8 @@ class GearPlane implements PlaneCodec {
     if (hasParts)
       for (const part of parts) length += 2 + (part ? part.length + (part.length & 1) : 0);
     const sparseAt = length;
-    if (hasSparse) {
-      let count = 0;
-      for (let i = 0; i < n * this.#d; i++) count += this.#mask[i];
-      length += sparseBytes(n, count) + 4;
-    }
+    const count = hasSparse ? countSparse(this.#mask, n, this.#d) : 0;
+    if (hasSparse) length += sparseBytes(n, count) + 4;
     const out = new Uint8Array(length);
     let at = 0;
     for (const part of hasParts ? parts : []) {
@@ -323,7 +320,7 @@ class GearPlane implements PlaneCodec {
       at += 2 + size + (size & 1);
     }
     if (hasSparse) {
-      packSparse(this.#mask, delta, n, this.#d, out, sparseAt);
+      packSparse(this.#mask, count, delta, n, this.#d, out, sparseAt);
       out.set([sparseAt & 0xff, sparseAt >>> 8, n - 1, 0], length - 4);
     }
     return out;

@@ -28,7 +28,7 @@ import {
   writeHalf,
 } from "./code-words.js";
 import { fitKvquant } from "./kvquant-fit.js";
-import { applySparse, packSparse, sparseBytes } from "./sparse-rows.js";
+import { applySparse, countSparse, packSparse, sparseBytes } from "./sparse-rows.js";
 
 const options = z.strictObject({
   /** Bits of a code. */
@@ -161,13 +161,12 @@ abstract class Plane implements PlaneCodec {
   protected store(rows: Float32Array, n: number, dst: Uint8Array): Uint8Array | null {
     dst.fill(0, this.codesEnd + this.parameterBytes);
     packWords(this.codes, 0, n * this.d, this.o.bits, dst, 0);
-    let count = 0;
-    for (let i = 0; i < n * this.d; i++) count += this.mask[i];
+    const count = countSparse(this.mask, n, this.d);
     if (count === 0) return null;
     // The row count leads: decode may be asked for fewer rows than were sealed.
     const variable = new Uint8Array(2 + sparseBytes(n, count));
     variable[0] = n;
-    packSparse(this.mask, rows, n, this.d, variable, 2);
+    packSparse(this.mask, count, rows, n, this.d, variable, 2);
     return variable;
   }
 

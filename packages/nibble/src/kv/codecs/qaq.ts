@@ -25,7 +25,7 @@ import {
   wordBytes,
   writeHalf,
 } from "./code-words.js";
-import { applySparse, packSparse, sparseBytes } from "./sparse-rows.js";
+import { applySparse, countSparse, packSparse, sparseBytes } from "./sparse-rows.js";
 
 const options = z.strictObject({
   /** What shares one scale and one width: a head's row. The wider levels of the paper need statistics of all heads. */
@@ -34,9 +34,9 @@ const options = z.strictObject({
   outliers: z.number().min(0).max(0.5).default(0.01),
   /** Query rows whose attention counts; the newest window - 1 tokens keep full width. */
   window: z.int().min(1).max(64).default(5),
-  /** Tolerated error of attention: of probabilities for keys, of outputs for values. */
-  targetErrorK: z.number().gt(0).default(1),
-  targetErrorV: z.number().gt(0).default(1),
+  /** Tolerated error of attention: of probabilities for keys, of outputs for values (the authors search 1 to 30 on 7B models). */
+  targetErrorK: z.number().gt(0).default(0.1),
+  targetErrorV: z.number().gt(0).default(0.1),
   /** Fewest and most bits of a token. */
   bits: z
     .tuple([z.int().min(0).max(4), z.int().min(0).max(4)])
@@ -130,9 +130,8 @@ class QaqPlane implements PlaneCodec {
     const o = this.#o;
     dst.fill(0);
     let codeBytes = 0;
-    let outliers = 0;
     for (let t = 0; t < n; t++) {
-      outliers += this.#markOutliers(rows, t);
+      this.#markOutliers(rows, t);
       const { low, high, mean } = this.#dense(rows, t);
       const reach = o.symmetric ? 2 * Math.max(Math.abs(low), Math.abs(high)) : high - low;
       const bits = this.#width(reach, t, info);
@@ -149,6 +148,7 @@ class QaqPlane implements PlaneCodec {
         this.#codes[i] = bits > 0 ? Math.max(-half, Math.min(half - 1, code)) + half : 0;
       }
     }
+    const outliers = countSparse(this.#mask, n, d);
     const variable = new Uint8Array(codeBytes + (codeBytes & 1) + sparseBytes(n, outliers) + 4);
     let at = 0;
     for (let t = 0; t < n; t++) {
@@ -156,7 +156,7 @@ class QaqPlane implements PlaneCodec {
       at += wordBytes(d, this.#bits[t]);
     }
     at += at & 1;
-    packSparse(this.#mask, rows, n, d, variable, at);
+    packSparse(this.#mask, outliers, rows, n, d, variable, at);
     variable.set([at & 0xff, at >>> 8, n, 0], variable.length - 4);
     return variable;
   }
@@ -204,21 +204,20 @@ class QaqPlane implements PlaneCodec {
   }
 
   /** Half of the share at each end of a row, at least one when there is a share at all (as the ranks of the code). */
-  #markOutliers(rows: Float32Array, t: number): number {
+  #markOutliers(rows: Float32Array, t: number): void {
     const d = this.#d;
     const start = t * d;
     const mask = this.#mask.fill(0, start, start + d);
     const each = Math.ceil((this.#o.outliers / 2) * d);
-    if (each === 0) return 0;
+    if (each === 0) return;
     const row = rows.subarray(start, start + d);
     const order = Uint32Array.from(row.keys()).sort((a, b) => row[a] - row[b] || a - b);
     // A constant row has none: every value would be at both ends.
-    if (row[order[0]] === row[order[d - 1]]) return 0;
+    if (row[order[0]] === row[order[d - 1]]) return;
     for (let i = 0; i < each; i++) {
       mask[start + order[i]] = 1;
       mask[start + order[d - 1 - i]] = 1;
     }
-    return Math.min(2 * each, d);
   }
 
   /** Extremes and mean of what is not marked. */
