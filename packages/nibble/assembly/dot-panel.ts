@@ -10,7 +10,8 @@
  */
 import { rowScale, rowSum, rowZero } from "./activations";
 import {
-  GROUP_BYTES, asymmetric, centered, finishDirect, finishQuarter, groupSize, groups, isDirect, k, startOf, zeroMode,
+  GROUP_BYTES, ZERO_FOLDED, ZERO_SHORT, asymmetric, centered, finishDirect, finishQuarter, groupSize, groups, isDirect, k, scaleHalf,
+  startOf, zeroMode,
 } from "./weight";
 
 /** simd only: s8 codes -> i16 in the order k, k + 2, k + 1, k + 3 per four columns. */
@@ -215,22 +216,22 @@ function simdQuarter1(w: usize, m: v128, x: usize): v128 {
 /**
  * All groups of one panel of one segment. x: s8 codes (relaxed) or prepared pairs (simd) of the row.
  * `fused`: the segment is the whole code; y[32] gets the finished groups (weight.ts), `parameters` those of both halves.
- * Else y is an array of i32 sums [group][32], to which (sums << shift) is added (`first`: which they become).
+ * direct, mode, half: isDirect(), zeroMode, scaleHalf; constants make a
+ * loop without branches of the usual weights. Else y is an array of i32 sums [group][32], to which (sums << shift) is added (`first`: which they become).
  */
 // @ts-ignore: decorator
 @inline
 function panelGroups<W>(
-  w: usize, x: usize, y: usize, fused: bool, shift: i32, first: bool, parameters: usize, p: i32,
+  w: usize, x: usize, y: usize, fused: bool, shift: i32, first: bool, parameters: usize, p: i32, direct: bool, mode: i32,
+  half: bool,
 ): void {
-  const direct = isDirect();
-  const mode = zeroMode;
   const shifted = asymmetric;
   const width = sizeof<W>() == 1 ? 1 : sizeof<W>() == 2 ? 2 : sizeof<W>() == 4 ? 4 : 8;
   let second = parameters + <usize>groups * GROUP_BYTES;
   for (let g = 0; g < groups; g++) {
     const sum = rowSum(0, g);
-    const za = rowZero(0, g);
-    let s0 = fused ? startOf(sum) : i32x4.splat(0);
+    const za = direct ? 0 : rowZero(0, g);
+    let s0 = fused && mode == ZERO_FOLDED ? startOf(sum) : i32x4.splat(0);
     let s1 = s0;
     let s2 = s0;
     let s3 = s0;
@@ -345,10 +346,10 @@ function panelGroups<W>(
       const total = i32x4.splat(sum);
       const begin = g == 0;
       const entry = (<usize>p * <usize>groups + <usize>g) << 5;
-      finishDirect(s0, s1, entry, 0, scale, total, y, begin, mode);
-      finishDirect(s2, s3, entry, 8, scale, total, y, begin, mode);
-      finishDirect(s4, s5, entry, 16, scale, total, y, begin, mode);
-      finishDirect(s6, s7, entry, 24, scale, total, y, begin, mode);
+      finishDirect(s0, s1, entry, 0, scale, total, y, begin, mode, half);
+      finishDirect(s2, s3, entry, 8, scale, total, y, begin, mode, half);
+      finishDirect(s4, s5, entry, 16, scale, total, y, begin, mode, half);
+      finishDirect(s6, s7, entry, 24, scale, total, y, begin, mode, half);
     } else if (fused) {
       const scale = f32x4.splat(rowScale(0, g));
       const total = i32x4.splat(centered(sum, za, g));
@@ -387,23 +388,24 @@ function keep(acc: usize, sums: v128, shift: i32, first: bool): void {
 
 // The type argument stands for the width of the segment: sizeof 8, 4, 2, 1.
 export function panel8(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i64>(w, x, y, true, 0, true, parameters, p);
+  panelGroups<i64>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
 }
 export function panel4(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i32>(w, x, y, true, 0, true, parameters, p);
+  if (isDirect() && zeroMode == ZERO_SHORT && scaleHalf) panelGroups<i32>(w, x, y, true, 0, true, parameters, p, true, ZERO_SHORT, true);
+  else panelGroups<i32>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
 }
 export function panel2(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i16>(w, x, y, true, 0, true, parameters, p);
+  panelGroups<i16>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
 }
 export function panel1(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i8>(w, x, y, true, 0, true, parameters, p);
+  panelGroups<i8>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
 }
 export function part4(w: usize, x: usize, acc: usize): void {
-  panelGroups<i32>(w, x, acc, false, 0, true, 0, 0);
+  panelGroups<i32>(w, x, acc, false, 0, true, 0, 0, isDirect(), zeroMode, scaleHalf);
 }
 export function part2(w: usize, x: usize, acc: usize, shift: i32, first: bool): void {
-  panelGroups<i16>(w, x, acc, false, shift, first, 0, 0);
+  panelGroups<i16>(w, x, acc, false, shift, first, 0, 0, isDirect(), zeroMode, scaleHalf);
 }
 export function part1(w: usize, x: usize, acc: usize, shift: i32): void {
-  panelGroups<i8>(w, x, acc, false, shift, false, 0, 0);
+  panelGroups<i8>(w, x, acc, false, shift, false, 0, 0, isDirect(), zeroMode, scaleHalf);
 }

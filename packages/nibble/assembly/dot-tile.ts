@@ -9,7 +9,7 @@
  */
 import { rowScale, rowSum, rowZero } from "./activations";
 import {
-  GROUP_BYTES, asymmetric, bits, centered, finishQuarter, groupSize, groups, k, kPad, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
+  GROUP_BYTES, ZERO_FOLDED, ZERO_SHORT, asymmetric, bits, centered, finishQuarter, groupSize, groups, k, kPad, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
   zeroMode,
 } from "./weight";
 
@@ -348,24 +348,40 @@ export function tile1(panel: usize, x0: usize, steps: i32, safe: i32, acc0: usiz
   addTo(acc0 + 48, s3, shift);
 }
 
-/** All groups of a half-panel for two rows m and m + 1: y (16 f32 each) from prepared activations and group parameters. */
-export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize, safe: i32): void {
-  const highPlane = twoPlanes();
-  const mode = zeroMode;
-  const shifted = asymmetric;
+/** Groups are added to -0, which leaves every first group as it is, its sign of zero included. */
+// @ts-ignore: decorator
+@inline
+function clearSums(y: usize): void {
+  const none = f32x4.splat(-0.0);
+  v128.store(y, none);
+  v128.store(y, none, 16);
+  v128.store(y, none, 32);
+  v128.store(y, none, 48);
+}
+
+/**
+ * All groups of a half-panel for two rows m and m + 1: y (16 f32 each) from prepared activations and group parameters.
+ * mode, shifted, highPlane: zeroMode, asymmetric, twoPlanes(); constants make a loop without branches of the usual weights.
+ */
+// @ts-ignore: decorator
+@inline
+function groups2(
+  panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize, safe: i32, mode: i32, shifted: bool,
+  highPlane: bool,
+): void {
+  clearSums(y0);
+  clearSums(y1);
   for (let g = 0; g < groups; g++) {
     const from = g * groupSize;
     const columns = (min<i32>(groupSize, k - from) + 31) & ~31;
     const skip = ASC_FEATURE_RELAXED_SIMD ? <usize>from : (<usize>from) << 1;
     const begin = panel + ((<usize>from) >> 2) * quadBytes();
     const sum0 = rowSum(m, g);
-    const start0 = startOf(sum0);
     let s0 = i32x4.splat(0);
     let s1 = i32x4.splat(0);
     let s2 = i32x4.splat(0);
     let s3 = i32x4.splat(0);
     const sum1 = rowSum(m + 1, g);
-    const start1 = startOf(sum1);
     let t0 = i32x4.splat(0);
     let t1 = i32x4.splat(0);
     let t2 = i32x4.splat(0);
@@ -471,23 +487,43 @@ export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: u
         t3 = i32x4.shl(t3, 4);
       }
     }
-    const first = g == 0;
-    const za0 = rowZero(m, g);
     const scale0 = f32x4.splat(rowScale(m, g));
-    const total0 = i32x4.splat(centered(sum0, za0, g));
-    finishQuarter(i32x4.add(s0, start0), parameters + 0, scale0, total0, i32x4.splat(za0), y0 + 0, first, mode, shifted);
-    finishQuarter(i32x4.add(s1, start0), parameters + 16, scale0, total0, i32x4.splat(za0), y0 + 16, first, mode, shifted);
-    finishQuarter(i32x4.add(s2, start0), parameters + 32, scale0, total0, i32x4.splat(za0), y0 + 32, first, mode, shifted);
-    finishQuarter(i32x4.add(s3, start0), parameters + 48, scale0, total0, i32x4.splat(za0), y0 + 48, first, mode, shifted);
-    const za1 = rowZero(m + 1, g);
     const scale1 = f32x4.splat(rowScale(m + 1, g));
-    const total1 = i32x4.splat(centered(sum1, za1, g));
-    finishQuarter(i32x4.add(t0, start1), parameters + 0, scale1, total1, i32x4.splat(za1), y1 + 0, first, mode, shifted);
-    finishQuarter(i32x4.add(t1, start1), parameters + 16, scale1, total1, i32x4.splat(za1), y1 + 16, first, mode, shifted);
-    finishQuarter(i32x4.add(t2, start1), parameters + 32, scale1, total1, i32x4.splat(za1), y1 + 32, first, mode, shifted);
-    finishQuarter(i32x4.add(t3, start1), parameters + 48, scale1, total1, i32x4.splat(za1), y1 + 48, first, mode, shifted);
+    if (mode == ZERO_FOLDED) {
+      const start0 = startOf(sum0);
+      s0 = i32x4.add(s0, start0);
+      s1 = i32x4.add(s1, start0);
+      s2 = i32x4.add(s2, start0);
+      s3 = i32x4.add(s3, start0);
+      const start1 = startOf(sum1);
+      t0 = i32x4.add(t0, start1);
+      t1 = i32x4.add(t1, start1);
+      t2 = i32x4.add(t2, start1);
+      t3 = i32x4.add(t3, start1);
+    }
+    const za0 = shifted ? rowZero(m, g) : 0;
+    const za1 = shifted ? rowZero(m + 1, g) : 0;
+    const total0 = i32x4.splat(shifted ? centered(sum0, za0, g) : sum0);
+    const total1 = i32x4.splat(shifted ? centered(sum1, za1, g) : sum1);
+    const zero0 = i32x4.splat(za0);
+    const zero1 = i32x4.splat(za1);
+    finishQuarter(s0, parameters + 0, scale0, total0, zero0, y0 + 0, false, mode, shifted);
+    finishQuarter(t0, parameters + 0, scale1, total1, zero1, y1 + 0, false, mode, shifted);
+    finishQuarter(s1, parameters + 16, scale0, total0, zero0, y0 + 16, false, mode, shifted);
+    finishQuarter(t1, parameters + 16, scale1, total1, zero1, y1 + 16, false, mode, shifted);
+    finishQuarter(s2, parameters + 32, scale0, total0, zero0, y0 + 32, false, mode, shifted);
+    finishQuarter(t2, parameters + 32, scale1, total1, zero1, y1 + 32, false, mode, shifted);
+    finishQuarter(s3, parameters + 48, scale0, total0, zero0, y0 + 48, false, mode, shifted);
+    finishQuarter(t3, parameters + 48, scale1, total1, zero1, y1 + 48, false, mode, shifted);
     parameters += GROUP_BYTES;
   }
+}
+
+export function tileGroups2(panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize, safe: i32): void {
+  const plain = !asymmetric && !twoPlanes();
+  if (plain && zeroMode == ZERO_SHORT) groups2(panel, x0, x1, y0, y1, m, parameters, safe, ZERO_SHORT, false, false);
+  else if (plain && zeroMode == ZERO_FOLDED) groups2(panel, x0, x1, y0, y1, m, parameters, safe, ZERO_FOLDED, false, false);
+  else groups2(panel, x0, x1, y0, y1, m, parameters, safe, zeroMode, asymmetric, twoPlanes());
 }
 
 /** All groups of a half-panel for one row: y (16 f32 each) from prepared activations and group parameters. */

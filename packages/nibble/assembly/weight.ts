@@ -110,6 +110,11 @@ export function groupValues4(base: usize, half: bool, p: i32, g: i32, channel: i
   return half ? loadFiniteHalf4(base + (index << 1)) : v128.load(base + (index << 2));
 }
 
+/** Whether every zero point of the open weight is `value`. */
+export function isZeroConst(value: f32): bool {
+  return zeroKind == ZERO_CONST && zeroConst == value;
+}
+
 /** Four zero points as f32, whatever their kind. */
 export function zeros4(p: i32, g: i32, channel: i32): v128 {
   if (zeroAt == 0) return f32x4.splat(zeroConst);
@@ -131,8 +136,8 @@ function intZeros4(p: i32, g: i32, channel: i32): v128 {
 export const GROUP_BYTES: usize = 192;
 
 /** How zero points enter: folded into the start of the sums; as 16-bit or 32-bit integers; as floats. */
-const ZERO_FOLDED: i32 = 0;
-const ZERO_SHORT: i32 = 1;
+export const ZERO_FOLDED: i32 = 0;
+export const ZERO_SHORT: i32 = 1;
 const ZERO_LONG: i32 = 2;
 const ZERO_AS_FLOAT: i32 = 3;
 
@@ -242,15 +247,15 @@ export function finishQuarter(
   v128.store(y, value);
 }
 
-/** Eight channels (number `channel` of panel p, a multiple of 8) straight from the stored parameters: isDirect. */
+/** Eight channels (number `channel` of panel p, a multiple of 8) straight from the stored parameters: isDirect. half: scales are f16. */
 // @ts-ignore: decorator
 @inline
 export function finishDirect(
-  a: v128, b: v128, entry: usize, channel: usize, scale: v128, sum: v128, y: usize, first: bool, mode: i32,
+  a: v128, b: v128, entry: usize, channel: usize, scale: v128, sum: v128, y: usize, first: bool, mode: i32, half: bool,
 ): void {
   let s0: v128;
   let s1: v128;
-  if (scaleHalf) {
+  if (half) {
     const none = i32x4.splat(0);
     const h = v128.load(scaleAt + ((entry + channel) << 1));
     s0 = finiteHalf(i16x8.shuffle(none, h, 0, 8, 1, 9, 2, 10, 3, 11));
