@@ -11,12 +11,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "ceilings.h"
 #include "cpu.h"
+#include "pack.h"
 #include "threads.h"
 #include "validate.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
+
+/* In a sanitized build everything around the arena is out of bounds. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FENCE(from, bytes) ASAN_POISON_MEMORY_REGION(from, bytes)
+#define UNFENCE(from, bytes) ASAN_UNPOISON_MEMORY_REGION(from, bytes)
+#else
+#define FENCE(from, bytes) ((void)0)
+#define UNFENCE(from, bytes) ((void)0)
+#endif
 
 /* The mapping outlives the engine while JavaScript holds the ArrayBuffer. */
 typedef struct {
@@ -55,6 +67,7 @@ static napi_value fail(napi_env env, const char *code, const char *message) {
 
 static void release_arena(arena_map *a) {
   if (atomic_fetch_sub(&a->references, 1) > 1) return;
+  UNFENCE(a->mapped, a->mapped_bytes);
   munmap(a->mapped, a->mapped_bytes);
   free(a);
 }
@@ -77,6 +90,8 @@ static arena_map *map_arena(size_t bytes) {
   madvise(a->base, a->mapped_bytes - HUGE_PAGE, MADV_HUGEPAGE);
 #endif
   atomic_init(&a->references, 1);
+  FENCE(a->mapped, (size_t)(a->base - (uint8_t *)a->mapped));
+  FENCE(a->base + bytes, (size_t)((uint8_t *)a->mapped + a->mapped_bytes - (a->base + bytes)));
   return a;
 }
 
@@ -351,6 +366,54 @@ static napi_value dispose(napi_env env, napi_callback_info info) {
   return NULL;
 }
 
+static void pack_part(void *arg, int thread) { nb_pack_rows(arg, thread); }
+
+/* pack(engine, source, targetLine, width, k, n, first, rows, interleaved): see pack.h. */
+static napi_value pack(napi_env env, napi_callback_info info) {
+  napi_value args[9];
+  napi_typedarray_type type;
+  engine *e;
+  size_t length;
+  void *data;
+  int32_t line, numbers[6];
+  if (!arguments(env, info, 9, args) || !(e = engine_of(env, args[0]))) return NULL;
+  if (e->busy) return fail(env, "busy", "the engine is running a program");
+  if (napi_get_typedarray_info(env, args[1], &type, &length, &data, NULL, NULL) != napi_ok || type != napi_uint8_array ||
+      napi_get_value_int32(env, args[2], &line) != napi_ok) {
+    return fail(env, "usage", "pack(engine, Uint8Array, line, width, k, n, first, rows, interleaved)");
+  }
+  for (int i = 0; i < 6; i++) {
+    if (napi_get_value_int32(env, args[3 + i], &numbers[i]) != napi_ok) return fail(env, "usage", "sizes are integers");
+  }
+  nb_pack p = {data, e->arena->base + (int64_t)line * LINE, numbers[0], numbers[5], e->threads,
+               numbers[1], numbers[2], numbers[3], numbers[4]};
+  if (!nb_pack_is_valid(&p) || (int64_t)line * LINE < CONTROL_BYTES || (int64_t)length < nb_pack_source_bytes(&p) ||
+      nb_pack_target_bytes(&p) > e->bytes - (int64_t)line * LINE) {
+    return fail(env, "usage", "codes or panels do not fit");
+  }
+  nb_team_call(e->team, pack_part, &p);
+  return NULL;
+}
+
+/*
+ * sparse(engine, fromLine, toLine): these lines are touched here and there, so that large pages would hold mostly nothing.
+ */
+static napi_value sparse(napi_env env, napi_callback_info info) {
+  napi_value args[3];
+  int64_t from, to;
+  engine *e;
+  if (!arguments(env, info, 3, args) || !(e = engine_of(env, args[0]))) return NULL;
+  if (napi_get_value_int64(env, args[1], &from) != napi_ok || napi_get_value_int64(env, args[2], &to) != napi_ok ||
+      from < 0 || to < from || to > e->bytes / LINE) {
+    return fail(env, "usage", "sparse(engine, fromLine, toLine)");
+  }
+#ifdef MADV_NOHUGEPAGE
+  const int64_t page = sysconf(_SC_PAGESIZE), start = nb_round_up(from * LINE, page), end = to * LINE / page * page;
+  if (start < end) madvise(e->arena->base + start, (size_t)(end - start), MADV_NOHUGEPAGE);
+#endif
+  return NULL;
+}
+
 /* ceiling(name, threads, variant): the machine's rate for one kind of work, per second, 0 when unknown; see ceilings.h. */
 static napi_value ceiling(napi_env env, napi_callback_info info) {
   napi_value args[3], result;
@@ -373,6 +436,7 @@ static napi_value init(napi_env env, napi_value exports) {
 #define EXPORT(name, function) {name, NULL, function, NULL, NULL, NULL, napi_enumerable, NULL}
       EXPORT("variants", variants), EXPORT("create", create), EXPORT("memory", memory),   EXPORT("load", load),
       EXPORT("run", run),           EXPORT("runSync", run_sync), EXPORT("dispose", dispose), EXPORT("ceiling", ceiling),
+      EXPORT("pack", pack),         EXPORT("sparse", sparse),
 #undef EXPORT
   };
   napi_define_properties(env, exports, sizeof all / sizeof all[0], all);

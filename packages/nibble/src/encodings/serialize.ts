@@ -271,11 +271,13 @@ export async function deserialize(
   const d = parseDescription(module, description);
   const [n, k] = d.shape;
   const found = new Map<string, Uint8Array>();
-  for (const planned of tensorPlan(module, d)) {
-    const tensor = await read(planned.name);
-    checkTensor(planned, tensor);
-    found.set(planned.name.slice(module.length + 1), tensor.bytes);
-  }
+  await Promise.all(
+    tensorPlan(module, d).map(async (planned) => {
+      const tensor = await read(planned.name);
+      checkTensor(planned, tensor);
+      found.set(planned.name.slice(module.length + 1), tensor.bytes);
+    }),
+  );
   const bytes = (suffix: string) => found.get(suffix) as Uint8Array; // every planned name is there
   const fail = (suffix: string, message: string) =>
     new FormatError(message, { place: `tensor ${module}.${suffix}` });

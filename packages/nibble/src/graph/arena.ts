@@ -3,18 +3,22 @@
  * The control block at the start (registers, executor state) is left alone.
  */
 import { ResourceError } from "../core/errors.js";
+import type { Engine, PackJob } from "../kernels/contract.js";
 import { CONTROL_BYTES, LINE } from "../kernels/ops.js";
 
 export class Arena {
   readonly memory: ArrayBuffer | SharedArrayBuffer;
+  /** The engine's own way to pack codes into panels, where it has one. */
+  readonly pack: ((job: PackJob) => void) | null;
   #nextLine = CONTROL_BYTES / LINE;
 
   readonly #bytes: number;
 
   /** @param bytes what the engine was asked for; its memory may be longer, since backends keep programs behind it */
-  constructor(memory: ArrayBuffer | SharedArrayBuffer, bytes: number) {
-    this.memory = memory;
-    this.#bytes = Math.min(bytes, memory.byteLength);
+  constructor(engine: Pick<Engine, "memory" | "pack">, bytes: number) {
+    this.memory = engine.memory;
+    this.pack = engine.pack ? (job) => engine.pack?.(job) : null;
+    this.#bytes = Math.min(bytes, this.memory.byteLength);
   }
 
   /** First line of `bytes` fresh bytes. @throws ResourceError when the arena is full. */

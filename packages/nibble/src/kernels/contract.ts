@@ -18,6 +18,22 @@ export interface LoadedProgram {
   dispose(): void;
 }
 
+/** Tile64 codes of one segment on their way into panel 32 (docs/engine.md, section 4). */
+export interface PackJob {
+  /** Rows of the segment, each `ceil(k / 64)` tiles of `8 * width` bytes. */
+  source: Uint8Array;
+  width: 8 | 4 | 2 | 1;
+  k: number;
+  /** Line of the segment of all n channels. */
+  targetAt: number;
+  n: number;
+  /** Source row r is channel `first + r`. */
+  first: number;
+  rows: number;
+  /** Channels 0..n/2-1 are gate, the rest up; n is a multiple of 32. */
+  interleaved: boolean;
+}
+
 export interface Engine {
   readonly backend: BackendId;
   /** Which kernels run, e.g. "avx512vnni", "wasm-relaxed", "wasm-simd", "typescript". */
@@ -31,6 +47,10 @@ export interface Engine {
   run(program: LoadedProgram): Promise<void>;
   /** The same, blocking the caller (benches, offline work in Node). */
   runSync(program: LoadedProgram): void;
+  /** Packs codes on all threads; absent on backends that have no faster way than `PanelWriter`. */
+  pack?(job: PackJob): void;
+  /** Lines [from, to) will be touched here and there only: memory is better given in small pages. */
+  sparse?(fromLine: number, toLine: number): void;
   /** Ends the threads and releases the arena. */
   dispose(): Promise<void>;
 }

@@ -1,8 +1,11 @@
 /** The native backend against the reference: every variant that this processor runs, loading, running, failing. */
 import { describe, expect, it } from "vitest";
 import { BackendError } from "../core/errors.js";
+import { packCodes } from "../encodings/packed-codes.js";
+import { Random } from "./conformance/lab.js";
 import { conformanceSuite } from "./conformance.js";
 import { loadAddon, makeNativeBackend, nativeBackend } from "./native.js";
+import { packPanel32, segmentWidths } from "./panel32.js";
 import { ProgramBuilder } from "./program.js";
 
 /** Variants of the addon that run here; null when it was not built. */
@@ -84,6 +87,60 @@ describe.runIf(variants !== null)("native engine", () => {
     await engine.dispose();
     await engine.dispose();
     expect(() => engine.load(adder())).toThrow(/disposed/);
+  });
+
+  it("packs tile64 codes into the panels that TypeScript writes", async () => {
+    const random = new Random(3);
+    for (const threads of [1, 3]) {
+      const engine = await nativeBackend.createEngine({ arenaBytes: 1 << 15, threads });
+      const memory = new Uint8Array(engine.memory);
+      for (let round = 0; round < 60; round++) {
+        const interleaved = random.chance(0.3);
+        const n = interleaved ? 32 * random.int(1, 3) : random.int(1, 100);
+        const k = random.int(1, 130);
+        const bits = random.int(1, 8);
+        const codes = Uint8Array.from({ length: n * k }, () => random.int(0, 2 ** bits - 1));
+        const packed = packCodes(codes, bits, n, k);
+        const expected = packPanel32(codes, n, k, bits, interleaved);
+        for (const width of segmentWidths(bits)) {
+          memory.fill(0);
+          const source = packed.segments[width] as Uint8Array;
+          const cut = random.int(0, n);
+          const job = { width, k, n, interleaved, targetAt: 100 };
+          const middle = (cut * source.length) / n;
+          engine.pack?.({ ...job, source, first: 0, rows: cut });
+          engine.pack?.({ ...job, source: source.subarray(middle), first: cut, rows: n - cut });
+          const bytes = expected[width]?.length as number;
+          const panels = memory.subarray(6400, 6400 + bytes);
+          expect(Buffer.compare(panels, expected[width] as Uint8Array), `${n} x ${k}`).toBe(0);
+          expect(memory.subarray(6400 + bytes).every((byte) => byte === 0)).toBe(true);
+        }
+      }
+      await engine.dispose();
+    }
+  });
+
+  it("refuses to pack what does not fit", async () => {
+    const engine = await nativeBackend.createEngine({ arenaBytes: 1 << 16, threads: 1 });
+    const job = { source: new Uint8Array(32 * 32), width: 4, k: 64, targetAt: 100, n: 32 } as const;
+    const rows = { first: 0, rows: 32, interleaved: false };
+    engine.pack?.({ ...job, ...rows });
+    for (const wrong of [
+      { targetAt: 1 },
+      { targetAt: -1 },
+      { targetAt: 1020 },
+      { k: 65 },
+      { k: 0 },
+      { n: 31 },
+      { first: 1 },
+      { rows: -1 },
+      { n: 2 ** 30 },
+      { n: 33, interleaved: true },
+      { width: 3 as 4 },
+    ]) {
+      expect(() => engine.pack?.({ ...job, ...rows, ...wrong }), `${Object.keys(wrong)}`).toThrow();
+    }
+    await engine.dispose();
   });
 
   it("names the word of a hostile instruction", async () => {

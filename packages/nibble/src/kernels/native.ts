@@ -5,7 +5,14 @@
  */
 import { createRequire } from "node:module";
 import { BackendError, nearestName, ResourceError } from "../core/errors.js";
-import type { Backend, BackendStatus, Engine, EngineOptions, LoadedProgram } from "./contract.js";
+import type {
+  Backend,
+  BackendStatus,
+  Engine,
+  EngineOptions,
+  LoadedProgram,
+  PackJob,
+} from "./contract.js";
 import { CONTROL_BYTES, LINE } from "./ops.js";
 import { probeArenaBytes, probeEngine } from "./probe.js";
 import { runFault } from "./validate.js";
@@ -18,6 +25,20 @@ interface Addon {
   load(engine: EngineHandle, words: Int32Array): ProgramHandle;
   run(engine: EngineHandle, program: ProgramHandle): Promise<number>;
   runSync(engine: EngineHandle, program: ProgramHandle): number;
+  pack(
+    engine: EngineHandle,
+    source: Uint8Array,
+    line: number,
+    ...sizes: [
+      width: number,
+      k: number,
+      n: number,
+      first: number,
+      rows: number,
+      interleaved: number,
+    ]
+  ): void;
+  sparse(engine: EngineHandle, fromLine: number, toLine: number): void;
   dispose(engine: EngineHandle): void;
   /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second); 0 when unknown. */
   ceiling(name: "dot" | "fma" | "read", threads: number, variant: string): number;
@@ -107,6 +128,16 @@ class NativeEngine implements Engine {
     const [engine, handle] = this.#ready(program);
     const status = this.#addon.runSync(engine, handle);
     if (status !== 0) throw runFault(program.words, status);
+  }
+
+  pack(job: PackJob): void {
+    const { source, targetAt, width, k, n, first, rows } = job;
+    const interleaved = job.interleaved ? 1 : 0;
+    this.#addon.pack(this.#live(), source, targetAt, width, k, n, first, rows, interleaved);
+  }
+
+  sparse(fromLine: number, toLine: number): void {
+    this.#addon.sparse(this.#live(), fromLine, toLine);
   }
 
   async dispose(): Promise<void> {

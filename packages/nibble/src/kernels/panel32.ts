@@ -210,7 +210,7 @@ export function unpackPanel32(
 }
 
 /**
- * Stores one value per column (or per group) of the channel at `slot` into `[panels][count][32]`: scales, float zeros,
+ * Stores one value per column (or per group) of the channel at `slot`, values[from..], into `[panels][count][32]`: scales, float zeros,
  * integer zeros (Uint8Array), code sums (Int32Array), dense f32 weights.
  */
 export function writePanelRow(
@@ -218,9 +218,10 @@ export function writePanelRow(
   slot: number,
   count: number,
   values: ArrayLike<number>,
+  from = 0,
 ): void {
   let at = (slot >> 5) * count * PANEL + (slot & 31);
-  for (let i = 0; i < count; i++, at += PANEL) target[at] = values[i];
+  for (let i = from; i < from + count; i++, at += PANEL) target[at] = values[i];
 }
 
 /** Columns of one step of `packDensePanels`: 32 rows and their panel stay in the first cache level. */
@@ -258,14 +259,15 @@ export function writePanelFloats(
   slot: number,
   count: number,
   values: ArrayLike<number>,
+  from = 0,
 ): void {
   if (type === "f32") {
-    writePanelRow(target, slot, count, values);
+    writePanelRow(target, slot, count, values, from);
     return;
   }
   const convert = type === "f16" ? f32ToF16 : f32ToBf16;
   let at = (slot >> 5) * count * PANEL + (slot & 31);
-  for (let i = 0; i < count; i++, at += PANEL) target[at] = convert(values[i]);
+  for (let i = from; i < from + count; i++, at += PANEL) target[at] = convert(values[i]);
 }
 
 /** Sum of the codes of each group's real columns, into `out` [groups]. */

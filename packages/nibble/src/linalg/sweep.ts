@@ -19,6 +19,11 @@ export interface SweepOptions {
   quantizeColumn(column: number, rowFrom: number, rowTo: number, values: Float64Array): void;
 }
 
+/**
+ * Columns of a block that are gathered one by one; those behind them in the block get a product on the kernels, which run
+ * many times as fast as the loops here.
+ */
+const COLUMN_TILE = 32;
 /** Rows handled together: their errors and U stay in the second-level cache. */
 const ROW_TILE = 64;
 
@@ -42,29 +47,36 @@ export async function sweep(
     options.onBlock(from, to);
     const width = to - from;
     const errors = new Float32Array(n * width);
-    loss += sweepBlock(w, n, k, u, from, to, errors, options);
-    if (to < k) {
+    // Spreads the errors of columns [first, last) over the columns [last, end).
+    const spread = async (first: number, last: number, end: number) => {
+      if (last === end) return;
       await linalg.gemm({
         rows: n,
-        cols: k - to,
-        inner: width,
-        a: { data: errors, offset: 0, stride: width },
-        b: { data: u, offset: from * k + to, stride: k },
-        c: { data: w, offset: to, stride: k },
+        cols: end - last,
+        inner: last - first,
+        a: { data: errors, offset: first - from, stride: width },
+        b: { data: u, offset: first * k + last, stride: k },
+        c: { data: w, offset: last, stride: k },
         alpha: -1,
         beta: 1,
       });
+    };
+    for (let first = from; first < to; first += COLUMN_TILE) {
+      const last = Math.min(first + COLUMN_TILE, to);
+      loss += sweepTile(w, n, k, u, first, last, errors.subarray(first - from), width, options);
+      await spread(first, last, to);
     }
+    await spread(from, to, k);
     from = to;
   }
   return loss;
 }
 
 /**
- * One block. A column's value is gathered when its turn comes: w_c - sum over i < c of e_i U_ic, which is what eager updates
+ * One tile of columns; `errors` has rows of `stride` elements. A column's value is gathered when its turn comes: w_c - sum over i < c of e_i U_ic, which is what eager updates
  * would have left there, without storing them. Four rows share the loads of U.
  */
-function sweepBlock(
+function sweepTile(
   w: Float32Array,
   n: number,
   k: number,
@@ -72,10 +84,11 @@ function sweepBlock(
   from: number,
   to: number,
   errors: Float32Array,
+  stride: number,
   options: SweepOptions,
 ): number {
   const width = to - from;
-  // Transposed block of U, so that a column's coefficients are contiguous.
+  // Transposed tile of U, so that a column's coefficients are contiguous.
   const ut = new Float64Array(width * width);
   for (let c = 0; c < width; c++) {
     for (let i = 0; i <= c; i++) ut[c * width + i] = u[(from + i) * k + from + c];
@@ -97,8 +110,10 @@ function sweepBlock(
         loss += error * error;
       }
     }
-    const at = rowFrom * width;
-    for (let i = 0; i < rows * width; i++) errors[at + i] = e[i];
+    for (let r = 0; r < rows; r++) {
+      const at = (rowFrom + r) * stride;
+      for (let i = 0; i < width; i++) errors[at + i] = e[r * width + i];
+    }
   }
   return loss;
 }

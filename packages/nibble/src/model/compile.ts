@@ -4,6 +4,7 @@
  * through the blocks, for how many of them logits, statistics or divergences are wanted.
  */
 import { ModelError, ResourceError } from "../core/errors.js";
+import { dropGarbage } from "../core/memory.js";
 import { Arena } from "../graph/arena.js";
 import type { Backend, Engine, LoadedProgram } from "../kernels/contract.js";
 import { type CacheField, EPILOGUE, LINE } from "../kernels/ops.js";
@@ -80,6 +81,9 @@ export interface CompiledModel {
   dispose(): Promise<void>;
 }
 
+/** Placed bytes after which what was read for them is given back. */
+const COLLECT_BYTES = 16 * 2 ** 20;
+
 /** Upper bound of the arena. Untouched pages cost nothing, so it may be generous. */
 function arenaBound(
   model: Model,
@@ -114,11 +118,18 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
   const arenaBytes = arenaBound(model, options, maxRows, maxLogitRows);
   const engine = await options.backend.createEngine({ arenaBytes, threads: options.threads });
   try {
-    const arena = new Arena(engine.memory, arenaBytes);
+    const arena = new Arena(engine, arenaBytes);
     const builder = new ProgramBuilder();
     const before = arena.usedBytes;
     const embedding = await placeEmbedding(arena, builder, model);
     const embeddingBytes = arena.usedBytes - before;
+    let collected = before;
+    const collect = async () => {
+      if (arena.usedBytes - collected < COLLECT_BYTES) return;
+      await dropGarbage();
+      collected = arena.usedBytes;
+    };
+    await collect();
     const blocks: PlacedBlock[] = [];
     const layersBefore = arena.usedBytes;
     const sites = placeSites(arena, model);
@@ -127,11 +138,13 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       options.signal?.throwIfAborted();
       blocks.push(await placeLayer(arena, builder, model, layer, layer, sites(layer)));
       marks.push(arena.mark());
+      await collect();
       options.onLayer?.(layer, config.numHiddenLayers);
     }
     const layerBytes = arena.usedBytes - layersBefore;
     const edges = await placeEdges(arena, builder, model);
     const weightBytes = arena.usedBytes - before;
+    const weightsEnd = arena.usedLines;
 
     const buffers = allocateBuffers(arena, config, {
       maxRows,
@@ -139,9 +152,11 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       maxGroups: maxGroups(blocks, config),
       maxRank: maxRank(blocks),
     });
+    const poolAt = arena.alloc(options.cache.poolLines * LINE);
+    const poolEnd = arena.usedLines;
     const cache = {
       ...options.cache.descriptor,
-      poolAt: arena.alloc(options.cache.poolLines * LINE),
+      poolAt,
       tableAt: arena.alloc(options.cache.tableBytes),
       tailAt: options.cache.tailLines > 0 ? arena.alloc(options.cache.tailLines * LINE) : -1,
     };
@@ -163,6 +178,9 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     const wide = buffers.wide;
     const perThread = scratchLines(Math.max(wide, d), wide);
     const scratchAt = arena.alloc(options.threads * perThread * LINE);
+    // Buffers have room for the longest chunk; a short prompt uses the start of each.
+    engine.sparse?.(weightsEnd, poolAt);
+    engine.sparse?.(poolEnd, scratchAt);
     const limits = {
       scratchAt,
       scratchLines: perThread,

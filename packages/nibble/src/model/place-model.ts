@@ -87,13 +87,12 @@ export async function placeLayer(
   const load = (role: string) => loadWeight(parameter(model, `${base}.${role}`), options.dense);
   const codeSums = hasAsymmetricInputs(sites);
   const place = (...parts: LoadedWeight[]) => placeWeights(arena, builder, parts, { codeSums });
-  const qkvParts = [await load("q"), await load("k"), await load("v")];
+  const qkvParts = await Promise.all(["q", "k", "v"].map(load));
   const qkv = fusable(qkvParts) ? [place(...qkvParts)] : qkvParts.map((part) => place(part));
   const o = place(await load("o"));
 
   const mlp = async (prefix: string): Promise<PlacedMlp> => {
-    const gate = await load(`${prefix}gate`);
-    const up = await load(`${prefix}up`);
+    const [gate, up] = await Promise.all([load(`${prefix}gate`), load(`${prefix}up`)]);
     const gateUp =
       fusable([gate, up]) && gate.n % 16 === 0
         ? placeWeights(arena, builder, [gate, up], { interleaved: true, codeSums })

@@ -21,18 +21,16 @@ import { SCALAR_TYPE, WEIGHT_KIND, ZERO_KIND } from "../kernels/ops.js";
 import {
   groupCodeSums,
   groupCount,
-  PanelWriter,
   packDensePanels,
   paddedColumns,
   panelCount,
   panelSlot,
-  segmentBytes,
-  segmentWidths,
   writePanelFloats,
   writePanelRow,
 } from "../kernels/panel32.js";
 import { NO_WEIGHT, type ProgramBuilder } from "../kernels/program.js";
 import type { PlacedLinear } from "./lower.js";
+import { placeCodes } from "./place-codes.js";
 
 interface WeightBase {
   n: number;
@@ -237,7 +235,7 @@ function placeGint(
 ): void {
   const first = mains[0] as Gint;
   const { bits } = first;
-  const { n, k, panels } = fields;
+  const { k, panels } = fields;
   const groupSize = groupColumns(first.groupSize, k);
   const groups = groupCount(k, groupSize);
   Object.assign(fields, {
@@ -247,14 +245,15 @@ function placeGint(
     groups,
     kPad: paddedColumns(k),
   });
-  const segments: Partial<Record<8 | 4 | 2 | 1, Uint8Array>> = {};
-  for (const width of segmentWidths(bits)) {
-    const bytes = segmentBytes(n, k, width);
-    const at = arena.alloc(bytes);
-    fields[`seg${width}At`] = at;
-    segments[width] = arena.u8(at, bytes);
-    if (n % 32 !== 0) segments[width].fill(0);
-  }
+  const interleaved = fields.interleaved === 1;
+  Object.assign(
+    fields,
+    placeCodes(
+      arena,
+      mains.map(({ codes }) => codes),
+      interleaved,
+    ),
+  );
   const count = panels * groups * 32;
   const scales = placeFloats(arena, first.scale, count);
   fields.scaleAt = scales.at;
@@ -283,7 +282,6 @@ function placeGint(
     fields.zeroAt = zeroFloats.at;
   }
 
-  const writer = new PanelWriter(segments, k, bits);
   const row = new Uint8Array(k);
   const sums = new Int32Array(groups);
   mains.forEach((main, w) => {
@@ -291,18 +289,16 @@ function placeGint(
     const zeros = main.zero.kind === "int" ? unpackCodes(main.zero.codes) : null;
     for (let r = 0; r < (weights[w] as LoadedWeight).n; r++) {
       const at = slot(w, r);
-      writer.writePacked(at, main.codes, r);
       if (codeSums) {
         unpackCodes(main.codes, r, r + 1, row);
         groupCodeSums(row, k, groupSize, sums);
         writePanelRow(codeSums, at, groups, sums);
       }
       const from = perTensor ? 0 : r * groups;
-      scales.write(at, groups, main.scale.data.subarray(from, from + groups));
-      if (zeros && zeroBytes)
-        writePanelRow(zeroBytes, at, groups, zeros.subarray(from, from + groups));
+      scales.write(at, groups, main.scale.data, from);
+      if (zeros && zeroBytes) writePanelRow(zeroBytes, at, groups, zeros, from);
       if (zeroFloats && main.zero.kind === "float") {
-        zeroFloats.write(at, groups, main.zero.values.data.subarray(from, from + groups));
+        zeroFloats.write(at, groups, main.zero.values.data, from);
       }
     }
   });
@@ -317,8 +313,9 @@ function placeFloats(arena: Arena, values: StoredFloats, count: number) {
   return {
     at,
     type: half ? SCALAR_TYPE.f16 : SCALAR_TYPE.f32,
-    write: (slot: number, groups: number, row: Float32Array) =>
-      writePanelFloats(target, half ? "f16" : "f32", slot, groups, row),
+    /** The values of the channel at `slot`: data[from..from + groups - 1]. */
+    write: (slot: number, groups: number, data: Float32Array, from: number) =>
+      writePanelFloats(target, half ? "f16" : "f32", slot, groups, data, from),
   };
 }
 
@@ -343,13 +340,7 @@ function placeLut(
   const groupSize = groupColumns(lut.groupSize, k);
   const groups = groupCount(k, groupSize);
   Object.assign(fields, { kind: WEIGHT_KIND.lut, bits, groupSize, groups, kPad: paddedColumns(k) });
-  const segments: Partial<Record<8 | 4 | 2 | 1, Uint8Array>> = {};
-  for (const width of segmentWidths(bits)) {
-    const bytes = segmentBytes(n, k, width);
-    const at = arena.alloc(bytes);
-    fields[`seg${width}At`] = at;
-    segments[width] = arena.u8(at, bytes).fill(0);
-  }
+  Object.assign(fields, placeCodes(arena, [lut.codes], false));
   const size = 2 ** bits;
   if ("named" in table) {
     fields.tableScope = 0;
@@ -370,16 +361,13 @@ function placeLut(
       throw new ModelError(`${weight.path}: the two scales have different types`);
     fields.negativeScaleAt = negative.at;
   }
-  const writer = new PanelWriter(segments, k, bits);
-  const slice = (values: StoredFloats, r: number) =>
-    lut.groupSize === "tensor" ? values.data : values.data.subarray(r * groups, (r + 1) * groups);
   for (let r = 0; r < n; r++) {
     const at = slot(0, r);
-    writer.writePacked(at, lut.codes, r);
-    scales.write(at, groups, lut.scale ? slice(lut.scale, r) : ones.data);
-    if (negative && lut.scaleNegative) negative.write(at, groups, slice(lut.scaleNegative, r));
+    const from = lut.groupSize === "tensor" ? 0 : r * groups;
+    scales.write(at, groups, (lut.scale ?? ones).data, lut.scale ? from : 0);
+    if (negative && lut.scaleNegative) negative.write(at, groups, lut.scaleNegative.data, from);
     if (rowTables && !("named" in table)) {
-      writePanelRow(rowTables, at, size, table.values.data.subarray(r * size, (r + 1) * size));
+      writePanelRow(rowTables, at, size, table.values.data, r * size);
     }
   }
   return groupSize;

@@ -115,7 +115,7 @@ export class BlockRunner {
     this.#seqlen = seqlen;
     this.#batch = batch;
     const { config } = model;
-    const arena = new Arena(engine.memory, arenaBytes);
+    const arena = new Arena(engine, arenaBytes);
     this.#arena = arena;
     const rows = Math.min(MAX_ROWS, seqlen * batch);
     this.#buffers = allocateBuffers(arena, config, {

@@ -60,7 +60,7 @@ class StagedLinalg implements KernelLinalg {
   constructor(engine: Engine, scratchPerThread: number, arenaBytes: number) {
     this.name = `${engine.backend} ${engine.variant}`;
     this.#engine = engine;
-    this.#arena = new Arena(engine.memory, arenaBytes);
+    this.#arena = new Arena(engine, arenaBytes);
     this.#arenaLines = Math.floor(arenaBytes / 64);
     this.#scratchLines = scratchPerThread;
     this.#scratchAt = this.#arena.alloc(scratchPerThread * engine.threads * 64);

@@ -1,0 +1,42 @@
+/**
+ * Native tests under AddressSanitizer and UndefinedBehaviorSanitizer: builds the addon with both (minutes the first time)
+ * and runs the tests that drive it. Any finding ends the test process with a report. Further arguments go to vitest.
+ */
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { fail, native, root } from "./common.mjs";
+
+const TESTS = ["native.test.ts", "native-large.test.ts", "native-hostile.test.ts"];
+
+const compiler = process.env.CC ?? "cc";
+const found = spawnSync(compiler, ["-print-file-name=libasan.so"], { encoding: "utf8" });
+const library = found.stdout?.trim() ?? "";
+if (process.platform !== "linux" || !existsSync(library)) {
+  fail(`the sanitizers need Linux and gcc with libasan (${compiler} has none)`, 2);
+}
+const build = spawnSync(process.execPath, [join(native, "build.mjs"), "--sanitize"], {
+  stdio: "inherit",
+});
+if (build.status !== 0) fail("the sanitized addon did not compile");
+
+const vitest = join(root, "node_modules", "vitest", "vitest.mjs");
+const extra = process.argv.slice(2);
+const tests = TESTS.map((name) => join(root, "packages", "nibble", "src", "kernels", name));
+const { status } = spawnSync(
+  process.execPath,
+  [vitest, "run", ...(extra.length > 0 ? extra : [...tests, "--testTimeout", "600000"])],
+  {
+    cwd: root,
+    stdio: "inherit",
+    env: {
+      ...process.env,
+      LD_PRELOAD: library,
+      NIBBLE_NATIVE_BUILD: "sanitize",
+      // Node itself frees little at its end, and V8 reserves more than the allocator's cap.
+      ASAN_OPTIONS: "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+      UBSAN_OPTIONS: "print_stacktrace=1",
+    },
+  },
+);
+process.exit(status ?? 1);
