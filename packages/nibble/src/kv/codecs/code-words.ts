@@ -48,54 +48,34 @@ export function packWords(
   }
 }
 
-/** Inverse of packWords. */
-export function unpackWords(
+/**
+ * Inverse of packWords, through a table: out[to + i] = table[i * stride + code i]. `stride` is 0 for one table, 2^bits for a
+ * table each. Decoding is most of what reading such a cache costs, hence one pass and no inner loop.
+ */
+export function lookupWords(
   src: Uint8Array,
   at: number,
   count: number,
   bits: number,
-  codes: Uint8Array,
+  table: Float32Array,
+  stride: number,
+  out: Float32Array,
   to: number,
 ): void {
+  const mask = (1 << bits) - 1;
   const end = to + count;
-  switch (bits) {
-    case 1:
-      for (; to < end; to += 8) {
-        const word = src[at++];
-        for (let j = 0; j < 8; j++) codes[to + j] = (word >>> j) & 1;
-      }
-      return;
-    case 2:
-      for (; to < end; to += 4) {
-        const word = src[at++];
-        codes[to] = word & 3;
-        codes[to + 1] = (word >>> 2) & 3;
-        codes[to + 2] = (word >>> 4) & 3;
-        codes[to + 3] = word >>> 6;
-      }
-      return;
-    case 3:
-      for (; to < end; to += 8) {
-        const word = src[at] | (src[at + 1] << 8) | (src[at + 2] << 16);
-        at += 3;
-        codes[to] = word & 7;
-        codes[to + 1] = (word >>> 3) & 7;
-        codes[to + 2] = (word >>> 6) & 7;
-        codes[to + 3] = (word >>> 9) & 7;
-        codes[to + 4] = (word >>> 12) & 7;
-        codes[to + 5] = (word >>> 15) & 7;
-        codes[to + 6] = (word >>> 18) & 7;
-        codes[to + 7] = word >>> 21;
-      }
-      return;
-    case 4:
-      for (; to < end; to += 2) {
-        const word = src[at++];
-        codes[to] = word & 15;
-        codes[to + 1] = word >>> 4;
-      }
-      return;
-    default:
-      codes.fill(0, to, end);
+  for (let base = 0; to < end; to += 8, base += 8 * stride) {
+    let word = src[at++];
+    if (bits > 1) word |= src[at++] << 8;
+    if (bits > 2) word |= src[at++] << 16;
+    if (bits > 3) word |= src[at++] << 24;
+    out[to] = table[base + (word & mask)];
+    out[to + 1] = table[base + stride + ((word >>> bits) & mask)];
+    out[to + 2] = table[base + 2 * stride + ((word >>> (2 * bits)) & mask)];
+    out[to + 3] = table[base + 3 * stride + ((word >>> (3 * bits)) & mask)];
+    out[to + 4] = table[base + 4 * stride + ((word >>> (4 * bits)) & mask)];
+    out[to + 5] = table[base + 5 * stride + ((word >>> (5 * bits)) & mask)];
+    out[to + 6] = table[base + 6 * stride + ((word >>> (6 * bits)) & mask)];
+    out[to + 7] = table[base + 7 * stride + ((word >>> (7 * bits)) & mask)];
   }
 }

@@ -140,7 +140,7 @@ class GearPlane implements PlaneCodec {
     const rng = new Philox(info.seed, `gear/${info.layer}/${info.kvHead}/${info.plane}`);
     this.#start = Float64Array.from({ length: d * this.#rank }, () => rng.uniform());
     this.#filled = new Float32Array(o.buffer * d);
-    this.#dense = new Float32Array(o.buffer * d);
+    this.#dense = new Float32Array((Math.max(o.buffer, this.#rank) + 1) * d);
     this.#mask = new Uint8Array(o.buffer * d);
   }
 
@@ -289,12 +289,16 @@ class GearPlane implements PlaneCodec {
     // The scratch of encode holds P meanwhile: [rank, d].
     const p = this.#dense;
     for (let i = 0; i < rank * d; i++) p[i] = readHalf(src, at + 2 * i);
+    // Two ranks a pass; an odd rank ends with a column of zeros.
+    if (rank % 2 === 1) p.fill(0, rank * d, (rank + 1) * d);
     for (let t = 0; t < n; t++) {
-      for (let k = 0; k < rank; k++) {
+      const row = t * d;
+      for (let k = 0; k < rank; k += 2) {
         const a = readHalf(src, this.#factorsAt + 2 * (t * rank + k));
-        const row = t * d;
-        const column = k * d;
-        for (let c = 0; c < d; c++) out[row + c] += a * p[column + c];
+        const b = k + 1 < rank ? readHalf(src, this.#factorsAt + 2 * (t * rank + k + 1)) : 0;
+        const one = k * d;
+        const two = one + d;
+        for (let c = 0; c < d; c++) out[row + c] += a * p[one + c] + b * p[two + c];
       }
     }
   }

@@ -20,10 +20,10 @@ import {
 } from "../contract.js";
 import {
   align4,
+  lookupWords,
   packWords,
   readHalf,
   throughHalf,
-  unpackWords,
   wordBytes,
   writeHalf,
 } from "./code-words.js";
@@ -170,11 +170,6 @@ abstract class Plane implements PlaneCodec {
     return variable;
   }
 
-  protected load(src: Uint8Array, n: number): Uint8Array {
-    unpackWords(src, 0, n * this.d, this.o.bits, this.codes, 0);
-    return this.codes;
-  }
-
   protected sparse(variable: Uint8Array | null, n: number, out: Float32Array): void {
     if (variable) applySparse(variable, 2, variable[0], n, this.d, out, false);
   }
@@ -242,13 +237,11 @@ class Keys extends Plane {
   }
 
   decode(src: Uint8Array, variable: Uint8Array | null, n: number, out: Float32Array): void {
-    const codes = this.load(src, n);
-    const wide = this.#wide;
     const { bits } = this.o;
     const { d } = this;
-    for (let i = 0; i < n * d; ) {
-      for (let c = 0; c < d; c++, i++) out[i] = wide[(c << bits) | codes[i]];
-    }
+    const row = wordBytes(d, bits);
+    for (let t = 0; t < n; t++)
+      lookupWords(src, t * row, d, bits, this.#wide, 1 << bits, out, t * d);
     this.sparse(variable, n, out);
   }
 }
@@ -296,16 +289,15 @@ class Values extends Plane {
   }
 
   decode(src: Uint8Array, variable: Uint8Array | null, n: number, out: Float32Array): void {
-    const codes = this.load(src, n);
     const levels = this.#levels;
     const { decoded } = this.table;
     const { d } = this;
+    const row = wordBytes(d, this.o.bits);
     for (let t = 0; t < n; t++) {
       const middle = readHalf(src, this.codesEnd + 4 * t);
       const half = readHalf(src, this.codesEnd + 4 * t + 2);
       for (let j = 0; j < levels.length; j++) levels[j] = middle + half * decoded[j];
-      const end = (t + 1) * d;
-      for (let i = t * d; i < end; i++) out[i] = levels[codes[i]];
+      lookupWords(src, t * row, d, this.o.bits, levels, 0, out, t * d);
     }
     this.sparse(variable, n, out);
   }

@@ -18,10 +18,10 @@ import {
 } from "../contract.js";
 import {
   align4,
+  lookupWords,
   packWords,
   readHalf,
   throughHalf,
-  unpackWords,
   wordBytes,
   writeHalf,
 } from "./code-words.js";
@@ -164,7 +164,6 @@ class QaqPlane implements PlaneCodec {
   decode(src: Uint8Array, variable: Uint8Array | null, n: number, out: Float32Array): void {
     if (!variable) throw new Error("a qaq group always has a variable part");
     const d = this.#d;
-    const codes = this.#codes;
     const levels = this.#levels;
     let at = 0;
     for (let t = 0; t < n; t++) {
@@ -177,10 +176,8 @@ class QaqPlane implements PlaneCodec {
       const scale = readHalf(src, GROUP + 4 * t + 2);
       const count = 1 << bits;
       for (let j = 0; j < count; j++) levels[j] = (j - count / 2) * scale + centre;
-      unpackWords(variable, at, d, bits, codes, 0);
+      lookupWords(variable, at, d, bits, levels, 0, out, t * d);
       at += wordBytes(d, bits);
-      const row = t * d;
-      for (let c = 0; c < d; c++) out[row + c] = levels[codes[c]];
     }
     const end = variable.length - 4;
     const sparseAt = variable[end] | (variable[end + 1] << 8);
