@@ -30,6 +30,7 @@ const CONTRACTS = [
   "model/roles.ts",
   "model/config.ts",
   "kv/presets.ts",
+  "kv/recipe.ts",
   "encodings/types.ts",
 ];
 

@@ -5,6 +5,8 @@
 import { z } from "zod";
 import { FormatError } from "../core/errors.js";
 import { tensorDescriptionSchema } from "../encodings/description.js";
+import { completeKv } from "../kv/recipe.js";
+import type { KvRecipe } from "../model/model.js";
 
 export const ARTIFACT_VERSION = 1;
 
@@ -36,16 +38,25 @@ const transformSchema = z.discriminatedUnion("op", [
     dense: z.string().optional(),
   }),
 ]);
-const kvPlane = z.strictObject({
-  codec: z.enum(["fp32", "fp16", "int8-token", "int4-token", "kivi"]),
-  bits: z.union([z.literal(2), z.literal(4)]).optional(),
-  group: z.number().int().positive().optional(),
-  residual: z.number().int().positive().optional(),
-  hadamard: z.boolean().optional(),
-  clip: z.number().gt(0).max(1).optional(),
-  zero: z.enum(["float", "int"]).optional(),
-  qBits: z.union([z.literal(8), z.literal(32)]).optional(),
-});
+const kvPlane = z.looseObject({ codec: z.string() });
+/** Codecs, policies and their options are checked against the tables of the cache. */
+const kvSchema = z
+  .strictObject({
+    k: kvPlane,
+    v: kvPlane,
+    sinks: z.int().min(0).optional(),
+    retention: z.looseObject({ type: z.string() }).optional(),
+    page: z.int().positive().optional(),
+    prefill: z.enum(["exact", "chunked", "stepwise"]).optional(),
+    seed: z.int().min(0).optional(),
+  })
+  .superRefine((value, context) => {
+    try {
+      completeKv(value as KvRecipe);
+    } catch (error) {
+      context.addIssue({ code: "custom", message: error instanceof Error ? error.message : "" });
+    }
+  });
 const manifestSchema = z.strictObject({
   formatVersion: z.literal(ARTIFACT_VERSION),
   version: z.string(),
@@ -61,14 +72,7 @@ const manifestSchema = z.strictObject({
     z.string(),
     z.partialRecord(siteSchema, quantizerSchema.nullable()),
   ),
-  kv: z
-    .strictObject({
-      k: kvPlane,
-      v: kvPlane,
-      page: z.int().positive().optional(),
-      prefill: z.enum(["exact", "chunked", "stepwise"]).optional(),
-    })
-    .nullable(),
+  kv: kvSchema.nullable(),
   linears: z.record(z.string(), tensorDescriptionSchema),
   files: z.record(z.string(), z.string()),
 });

@@ -83,6 +83,11 @@ export interface KvCodecDefinition<Options = unknown> {
   readonly planes: readonly PlaneName[];
   /** Names of the calibration tensors it cannot do without; empty: calibration-free. */
   readonly needs?: readonly string[];
+  /**
+   * Name of the packed kernels that run this codec with these options, null or absent when there are none. Keys and values
+   * run in the engine when theirs are the same.
+   */
+  kernels?(options: Options): string | null;
   /** Stored bits per element of a sealed group, parameters included, for accounting tests; null where it varies. */
   bitsPerElement(options: Options, headDim: number): number | null;
   /** @throws RecipeError when the options do not fit the head size, or calibration is missing */

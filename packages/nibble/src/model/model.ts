@@ -84,22 +84,32 @@ export interface Model {
   close(): Promise<void>;
 }
 
+/** Codec of the keys or values of a cache, with its options; kv/codecs says which there are. */
 export interface KvPlane {
-  codec: "fp32" | "fp16" | "int8-token" | "int4-token" | "kivi";
+  codec: string;
   hadamard?: boolean;
-  /** kivi only: bits of a code, tokens (keys) or channels (values) of a group, newest tokens that stay exact. */
-  bits?: 2 | 4;
-  group?: number;
-  residual?: number;
   clip?: number;
   zero?: "float" | "int";
   qBits?: 8 | 32;
+  /** kivi: bits of a code, tokens (keys) or channels (values) of a group, newest tokens that stay exact. */
+  bits?: number;
+  group?: number;
+  residual?: number;
+  [option: string]: unknown;
 }
+export type PrefillMode = "exact" | "chunked" | "stepwise";
 export interface KvRecipe {
   k: KvPlane;
   v: KvPlane;
+  /** Tokens at the start of the text that stay exact. */
+  sinks?: number;
+  /** Which tokens stay, with the options of the policy; absent: all. */
+  retention?: { type: string; [option: string]: unknown };
+  /** Tokens of a page. */
   page?: number;
-  prefill?: "exact" | "chunked" | "stepwise";
+  prefill?: PrefillMode;
+  /** Seed of codecs and policies that draw numbers. */
+  seed?: number;
 }
 
 /** The parameter at a role path. @throws when the architecture has none: a programming error, not bad input. */

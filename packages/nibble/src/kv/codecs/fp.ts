@@ -22,6 +22,7 @@ export const fp32 = defineKvCodec({
   summary: "Rows as they are.",
   options,
   planes: ["k", "v"],
+  kernels: () => "token",
   bitsPerElement: () => 32,
   create: (_, { headDim }) => ({
     caps: CAPS,
@@ -43,6 +44,7 @@ export const fp16 = defineKvCodec({
   summary: "Rows rounded to half precision.",
   options,
   planes: ["k", "v"],
+  kernels: () => "token",
   bitsPerElement: () => 16,
   create: (_, { headDim }) => ({
     caps: CAPS,

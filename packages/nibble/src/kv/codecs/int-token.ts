@@ -124,6 +124,7 @@ const define = (bits: 4 | 8) =>
     summary: `${bits}-bit codes, one scale and zero per token and head, keys optionally rotated (R3).`,
     options,
     planes: ["k", "v"],
+    kernels: () => "token",
     bitsPerElement: (_, headDim) => bits + 32 / headDim,
     create: (o, info) => create(bits, o, info),
   });

@@ -14,9 +14,11 @@ import { clamp, roundHalfEven } from "./numbers.js";
 const f = Math.fround;
 
 const options = z.strictObject({
-  bits: z.union([z.literal(2), z.literal(4), z.literal(8)]).default(2),
+  bits: z.union([z.literal(2), z.literal(4), z.literal(8)]).default(4),
   group: z.number().int().min(8).max(1024).default(32),
   residual: z.number().int().min(8).max(8192).default(128),
+  /** Keys and queries turned by a Hadamard of the head (not part of KIVI; artifacts with R3 ask for it). */
+  hadamard: z.boolean().default(false),
 });
 type KiviOptions = z.output<typeof options>;
 
@@ -87,7 +89,7 @@ const setHalf = (dst: Uint8Array, at: number, bits: number) => {
   dst[at + 1] = bits >> 8;
 };
 
-function keyCodec({ bits, group, residual }: KiviOptions, headDim: number): PlaneCodec {
+function keyCodec({ bits, group, residual, hadamard }: KiviOptions, headDim: number): PlaneCodec {
   const channelBytes = (group * bits) / 8;
   const scales = headDim * channelBytes;
   const minima = scales + 2 * headDim;
@@ -99,6 +101,7 @@ function keyCodec({ bits, group, residual }: KiviOptions, headDim: number): Plan
       keyFrame: "post",
       slotRewrite: false,
       variableBytes: false,
+      ...(hadamard ? { headTransform: "hadamard" as const } : {}),
     },
     groupBytes: minima + 2 * headDim,
     encode(rows, _n, dst) {
@@ -172,6 +175,9 @@ function create(o: KiviOptions, { plane, headDim }: PlaneInfo): PlaneCodec {
   if (o.group % 8 !== 0) {
     throw new RecipeError(`kivi group is ${o.group}, expected a multiple of 8`, {}, "kv-group");
   }
+  if (plane === "v" && o.hadamard) {
+    throw new RecipeError("the Hadamard rotation belongs to keys", {}, "kv-hadamard");
+  }
   if (plane === "v") {
     if (headDim % o.group !== 0) {
       throw new RecipeError(
@@ -199,6 +205,9 @@ export const kivi = defineKvCodec<KiviOptions>({
   summary: "Keys per channel, values per token, 2 or 4 bits, exact tail; no calibration.",
   options,
   planes: ["k", "v"],
+  // The kernels read groups of 32, and keys and values share their ring of exact rows.
+  kernels: ({ bits, group, residual }) =>
+    bits < 8 && group === 32 && residual % 32 === 0 ? `kivi, residual ${residual}` : null,
   bitsPerElement: ({ bits, group }) => bits + 32 / group,
   create,
 });
