@@ -68,7 +68,7 @@ export function variantErrors(x: Float64Array, headDim: number): number[] {
 export async function kvErrors(opened: OpenedModel, ids: number[]): Promise<KvErrorRow[]> {
   const { runner, compiled } = opened;
   const { cache, cacheTable, arena } = compiled;
-  if (cache.keyCodec !== KV_CODEC.f32 || cache.valueCodec !== KV_CODEC.f32) {
+  if (compiled.layers || cache.keyCodec !== KV_CODEC.f32 || cache.valueCodec !== KV_CODEC.f32) {
     throw new UsageError("cache errors are measured against the exact cache", {
       hint: "open the model with kv fp32",
     });

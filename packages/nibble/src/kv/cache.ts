@@ -134,8 +134,27 @@ export function planCache(
   };
 }
 
+/** What runners, sessions and measurements ask of the cache of a model, whichever tier holds it. */
+export interface SequenceTables {
+  readonly sequences: number;
+  /** Tokens that a sequence has room for (packed tier) or has seen (managed tier). */
+  length(slot: number): number;
+  /** Makes room for tokens 0..length-1. @throws ResourceError code "context-full" */
+  reserve(slot: number, length: number): void;
+  /** Longest prefix of at most `length` tokens that a sequence can be cut to. */
+  keepable(slot: number, length: number): number;
+  /** Gives back everything beyond the first `length` tokens. @throws UsageError code "kv-truncate" */
+  truncate(slot: number, length: number): void;
+  /** Makes the empty sequence `to` a copy of `from` that shares its pages. */
+  fork(from: number, to: number): void;
+  /** Rows of a run that begins. */
+  wrote(slots: ArrayLike<number>, positions: ArrayLike<number>): void;
+  /** Pages in use; a shared page counts once. */
+  readonly usedPages: number;
+}
+
 /** Page tables and reference counts over the pool of one engine. */
-export class PageTables {
+export class PageTables implements SequenceTables {
   /** Asked to give pages back when the pool runs short (a prefix cache holds pages that no sequence uses). */
   reclaim: ((pages: number) => void) | null = null;
   readonly #descriptor: Record<CacheField, number>;

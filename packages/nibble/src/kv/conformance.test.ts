@@ -10,6 +10,7 @@ import type { RetentionDefinition } from "./contract.js";
 import { resolveKv } from "./recipe.js";
 import { retentions } from "./retention/index.js";
 import { DenseAttender } from "./streams/attender.js";
+import { ManagedImage } from "./streams/image.js";
 import { sealRhythm } from "./streams/stream.js";
 
 /** Codecs with options that seal early enough for short tests. */
@@ -485,5 +486,37 @@ describe("rules", () => {
     ["kv-trained", { ...both({ codec: "fp16" }), retention: { type: "dmc" } }],
   ] as [string, KvRecipe][])("refuses with %s", (code, recipe) => {
     expect(() => resolveKv(recipe, config)).toThrowError(expect.objectContaining({ code }));
+  });
+});
+
+describe.each(policyCases)("a saved sequence under %s", (_, retention) => {
+  it.each(storages)("over %s goes on as if it had never left", async (_, storage) => {
+    const recipe = { ...storage, retention };
+    const lab = new CacheLab(recipe, SHAPE);
+    await lab.step(lab.rows(43, 0), { kind: "block", total: 43, last: true }, { promptLength: 43 });
+    await lab.step(lab.rows(3, 43), { kind: "stepwise" }, { promptLength: 43 });
+    const image = new ManagedImage(lab.cache);
+    const bytes = image.save(0, 46);
+    const used = lab.cache.bytes().k;
+    image.check(bytes, 46);
+    expect(lab.cache.bytes().k).toBe(used);
+    const other = new CacheLab(recipe, SHAPE);
+    const theirs = new ManagedImage(other.cache);
+    for (const wrong of [bytes.slice(0, -1), new Uint8Array([...bytes, 0]), bytes.slice(8)]) {
+      expect(() => theirs.load(0, wrong, 46)).toThrowError(
+        expect.objectContaining({ code: "format" }),
+      );
+    }
+    expect(other.cache.bytes().total).toBe(0);
+    theirs.load(0, bytes, 46);
+    expect(other.contents()).toEqual(lab.contents());
+    for (let n = 46; n < 56; n++) {
+      const told = { promptLength: 43 };
+      const [a, b] = [
+        await lab.step(lab.rows(1, n), { kind: "stepwise" }, told),
+        await other.step(other.rows(1, n), { kind: "stepwise" }, told),
+      ];
+      expect(b).toEqual(a);
+    }
   });
 });

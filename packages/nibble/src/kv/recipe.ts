@@ -38,19 +38,21 @@ const shared = {
     .max(2 ** 32 - 1)
     .optional(),
 };
-const plane = z.looseObject({ codec: z.string() });
+const codec = z.enum(kvCodecs.ids() as [string, ...string[]]);
+const plane = z.looseObject({ codec });
 
-/** `k` and `v`, or one codec for both: options that begin with k or v and a capital belong to that plane. */
-export const kvDescription = z
-  .union([
-    z.strictObject({ k: plane, v: plane, ...shared }),
-    z.looseObject({ codec: z.string(), ...shared }),
-  ])
-  .transform((value): KvRecipe => {
-    // Optional keys of the schema admit undefined; the type of a recipe does not. JSON has neither.
-    const plain = JSON.parse(JSON.stringify(value)) as Record<string, unknown>;
-    return ("k" in plain ? plain : expand(plain)) as unknown as KvRecipe;
-  });
+/** A description of both planes, or one codec for both: options that begin with k or v and a capital belong to that plane. */
+export const kvDescriptions = [
+  z.strictObject({ k: plane, v: plane, ...shared }),
+  z.looseObject({ codec, ...shared }),
+] as const;
+
+/** The recipe that a description stands for. */
+export function kvFromDescription(value: z.output<(typeof kvDescriptions)[number]>): KvRecipe {
+  // Optional keys of the schema admit undefined; the type of a recipe does not. JSON has neither.
+  const plain = JSON.parse(JSON.stringify(value)) as Record<string, unknown>;
+  return ("k" in plain ? plain : expand(plain)) as unknown as KvRecipe;
+}
 
 function expand(entry: Record<string, unknown>): Record<string, unknown> {
   const recipe: Record<string, unknown> = {};

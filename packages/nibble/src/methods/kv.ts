@@ -5,14 +5,16 @@
  */
 import { z } from "zod";
 import { KV_PRESET_NAMES, kvPreset } from "../kv/presets.js";
-import { kvDescription, resolveKv } from "../kv/recipe.js";
+import { kvDescriptions, kvFromDescription, resolveKv } from "../kv/recipe.js";
 import type { KvRecipe } from "../model/model.js";
 import { defineMethod } from "./contract.js";
 
 /** What `kv:` in a recipe and `--kv` take: a preset name, or the description as an object. */
 export const kvOptions = z
-  .union([z.enum(KV_PRESET_NAMES as [string, ...string[]]), kvDescription])
-  .transform((value): KvRecipe => (typeof value === "string" ? kvPreset(value) : value));
+  .union([z.enum(KV_PRESET_NAMES as [string, ...string[]]), ...kvDescriptions])
+  .transform(
+    (value): KvRecipe => (typeof value === "string" ? kvPreset(value) : kvFromDescription(value)),
+  );
 
 export const kv = defineMethod<KvRecipe>({
   id: "kv",

@@ -27,6 +27,10 @@ export interface CompileOptions {
     tableBytes: number;
     tailLines: number;
   };
+  /**
+   * The cache is managed outside of the engine: the program is cut at every layer's attention, and `cache` serves nothing.
+   */
+  managed?: boolean;
   /** Positions a sequence may reach. */
   maxContext: number;
   /** Rows of one run; longer prompts go in chunks. */
@@ -53,6 +57,37 @@ export interface IoPlaces {
   klAt: number;
 }
 
+/** A model cut at its attentions: what runs between them, and attention over one decoded tile. */
+export interface LayerPrograms {
+  /** Tokens -> residual. */
+  embed: LoadedProgram;
+  /** Per layer: residual -> q, k, v; and attention output and residual -> residual. */
+  input: LoadedProgram[];
+  output: LoadedProgram[];
+  /** Residual -> hidden rows and logits. */
+  finish: LoadedProgram;
+  residualAt: number;
+  qkvAt: number;
+  ldQkv: number;
+  attentionAt: number;
+  /** f32 [headDim] per layer, -1 without QK norm. */
+  gains: { queryAt: number; keyAt: number }[];
+  tile: {
+    slots: number;
+    queryAt: number;
+    keysAt: number;
+    valuesAt: number;
+    rangesAt: number;
+    stateAt: number;
+    logitsAt: number;
+    plain: LoadedProgram;
+    withLogits: LoadedProgram;
+  };
+}
+
+/** Slots of a tile: small enough to stay in the caches of a core, large enough to make a run worth its start. */
+const TILE_SLOTS = 512;
+
 export interface CompiledModel {
   readonly config: ModelConfig;
   readonly engine: Engine;
@@ -65,8 +100,12 @@ export interface CompiledModel {
   readonly cacheTable: Int32Array;
   readonly registers: Int32Array;
   readonly rope: { cosAt: number; sinAt: number };
-  /** Blocks and head: registers rows, logitRows. */
-  readonly step: LoadedProgram;
+  /** Blocks and head: registers rows, logitRows. null when the cache is managed. */
+  readonly step: LoadedProgram | null;
+  /** Set when the cache is managed. */
+  readonly layers: LayerPrograms | null;
+  /** Every program that rows go through, once. */
+  readonly programs: readonly LoadedProgram[];
   /** Head (and statistics) only, on hidden rows that the last step left. */
   readonly head: LoadedProgram;
   /** Bytes of placed weights, embedding and head included. */
@@ -103,6 +142,10 @@ function arenaBound(
   bytes += 16 * c.numAttentionHeads * Math.ceil(options.maxContext / 128) * (c.headDim + 2) * 4;
   bytes += maxLogitRows * (Math.ceil(c.vocabSize / 32) * 32) * 4 * 2 + 2 ** 20;
   bytes += options.threads * scratchLines(wide, wide) * LINE;
+  if (options.managed) {
+    const tile = 2 * c.numKeyValueHeads * c.headDim + maxRows * c.numAttentionHeads;
+    bytes += tile * TILE_SLOTS * 4 + maxRows * c.numAttentionHeads * (c.headDim + 4) * 4;
+  }
   bytes += (options.cache.poolLines + options.cache.tailLines) * LINE + options.cache.tableBytes;
   return Math.ceil(bytes);
 }
@@ -175,6 +218,7 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       referenceAt: arena.allocF32(maxLogitRows * vocabRows),
       klAt: arena.alloc(maxLogitRows * 8),
     };
+    const tilePlaces = options.managed ? placeTile(arena, config, maxRows) : null;
     const wide = buffers.wide;
     const perThread = scratchLines(Math.max(wide, d), wide);
     const scratchAt = arena.alloc(options.threads * perThread * LINE);
@@ -231,22 +275,57 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     const headBuilder = builder.fork();
     emitHead(headBuilder);
 
-    builder.emit("embed", {
-      rowsReg: REGISTER.rows,
-      dstAt: buffers.residualAt,
-      ldDst: d,
-      tokensAt: io.tokensAt,
-      tableW: embedding.embed.weight,
-    });
-    edges.emitInput(builder, buffers);
-    const lowering = new BlockLowering(builder, config, buffers, cacheIndex);
-    for (const block of blocks) lowering.block(block);
-    edges.emitOutput(builder, buffers, io.hiddenAt);
-    emitHead(builder);
-
+    const emitEmbed = (b: ProgramBuilder) => {
+      b.emit("embed", {
+        rowsReg: REGISTER.rows,
+        dstAt: buffers.residualAt,
+        ldDst: d,
+        tokensAt: io.tokensAt,
+        tableW: embedding.embed.weight,
+      });
+      edges.emitInput(b, buffers);
+    };
+    const emitFinish = (b: ProgramBuilder) => {
+      edges.emitOutput(b, buffers, io.hiddenAt);
+      emitHead(b);
+    };
     const registers = new Int32Array(engine.memory, 0, 256);
-    const step = engine.load(builder.build(limits));
     const head = engine.load(headBuilder.build(limits));
+    const part = (emit: (b: ProgramBuilder) => void) => {
+      const own = builder.fork();
+      emit(own);
+      return engine.load(own.build(limits));
+    };
+    const lowering = (b: ProgramBuilder) => new BlockLowering(b, config, buffers, cacheIndex);
+    const layers: LayerPrograms | null = tilePlaces && {
+      embed: part(emitEmbed),
+      input: blocks.map((block) => part((b) => lowering(b).blockInput(block))),
+      output: blocks.map((block) => part((b) => lowering(b).blockOutput(block))),
+      finish: part(emitFinish),
+      residualAt: buffers.residualAt,
+      qkvAt: buffers.qkvAt,
+      ldQkv: buffers.ldQkv,
+      attentionAt: buffers.attentionAt,
+      gains: blocks.map(({ queryGainAt, keyGainAt }) => ({
+        queryAt: queryGainAt,
+        keyAt: keyGainAt,
+      })),
+      tile: {
+        ...tilePlaces,
+        plain: part((b) => emitTile(b, config, { ...tilePlaces, logitsAt: -1 })),
+        withLogits: part((b) => emitTile(b, config, tilePlaces)),
+      },
+    };
+    const step = layers
+      ? null
+      : part((b) => {
+          emitEmbed(b);
+          for (const block of blocks) lowering(b).block(block);
+          emitFinish(b);
+        });
+    const programs = layers
+      ? [layers.embed, ...layers.input, ...layers.output, layers.finish]
+      : [step as LoadedProgram];
     return {
       config,
       engine,
@@ -260,6 +339,8 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       registers,
       rope: { cosAt: buffers.cosAt, sinAt: buffers.sinAt },
       step,
+      layers,
+      programs,
       head,
       weightBytes,
       bytesPerToken:
@@ -285,6 +366,35 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     }
     throw error;
   }
+}
+
+type TilePlaces = Omit<LayerPrograms["tile"], "plain" | "withLogits">;
+
+function placeTile(arena: Arena, config: ModelConfig, maxRows: number): TilePlaces {
+  const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = config;
+  const tile = kvHeads * TILE_SLOTS * headDim;
+  return {
+    slots: TILE_SLOTS,
+    queryAt: arena.allocF32(maxRows * heads * headDim),
+    keysAt: arena.allocF32(tile),
+    valuesAt: arena.allocF32(tile),
+    rangesAt: arena.alloc(maxRows * kvHeads * 8),
+    stateAt: arena.allocF32(maxRows * heads * (headDim + 2)),
+    logitsAt: arena.allocF32(maxRows * heads * TILE_SLOTS),
+  };
+}
+
+function emitTile(builder: ProgramBuilder, config: ModelConfig, places: TilePlaces): void {
+  const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = config;
+  builder.emit("attendTile", {
+    rowsReg: REGISTER.rows,
+    ldQuery: heads * headDim,
+    heads,
+    kvHeads,
+    headDim,
+    softmaxScaleF: 1 / Math.sqrt(headDim),
+    ...places,
+  });
 }
 
 function maxRank(blocks: PlacedBlock[]): number {

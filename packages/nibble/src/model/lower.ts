@@ -165,12 +165,14 @@ export class BlockLowering {
 
   /** Residual in, residual out (in place at residualAt). */
   block(block: PlacedBlock): void {
-    const {
-      hiddenSize: d,
-      numAttentionHeads: heads,
-      numKeyValueHeads: kvHeads,
-      headDim,
-    } = this.#config;
+    this.blockInput(block);
+    this.#attention(block);
+    this.blockOutput(block);
+  }
+
+  /** The part of a block in front of its cache: residual in, q, k and v (before norms and RoPE) at qkvAt out. */
+  blockInput(block: PlacedBlock): void {
+    const { hiddenSize: d } = this.#config;
     const b = this.#buffers;
     const rowsReg = REGISTER.rows;
     let offset = 0;
@@ -193,6 +195,12 @@ export class BlockLowering {
       },
       qkv,
     );
+  }
+
+  #attention(block: PlacedBlock): void {
+    const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = this.#config;
+    const b = this.#buffers;
+    const rowsReg = REGISTER.rows;
     this.#builder.emit("appendKv", {
       rowsReg,
       qkvAt: b.qkvAt,
@@ -232,6 +240,13 @@ export class BlockLowering {
       partsAt: b.partsAt,
       partsLines: b.partsLines,
     });
+  }
+
+  /** The part behind attention: its output at attentionAt and the residual in, residual out. */
+  blockOutput(block: PlacedBlock): void {
+    const { hiddenSize: d, numAttentionHeads: heads, headDim } = this.#config;
+    const b = this.#buffers;
+    const rowsReg = REGISTER.rows;
     this.#site(
       "attn_out",
       null,

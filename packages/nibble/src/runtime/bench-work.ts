@@ -20,8 +20,9 @@ function linearOps(compiled: CompiledModel) {
   const { experts } = compiled.config;
   const row = { intOps: 0, floatOps: 0 };
   const head = { intOps: 0, floatOps: 0 };
-  const { weights, instructions } = decodeProgram(compiled.step.words);
-  for (const { op, operands } of instructions) {
+  const decoded = compiled.programs.map(({ words }) => decodeProgram(words));
+  const weights = decoded[0]?.weights ?? [];
+  for (const { op, operands } of decoded.flatMap(({ instructions }) => instructions)) {
     if (op !== "linearInt" && op !== "linearFloat") continue;
     const { rowsReg, weightW } = operands;
     const { n, k } = weights[weightW] as { n: number; k: number }; // the engine has checked the program

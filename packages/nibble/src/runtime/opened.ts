@@ -3,14 +3,17 @@ import { UsageError } from "../core/errors.js";
 import { defaultThreads } from "../core/memory.js";
 import type { BackendId } from "../kernels/contract.js";
 import { selectBackend } from "../kernels/select.js";
-import { defaultRows, planCache } from "../kv/cache.js";
+import { defaultRows, PageTables, planCache } from "../kv/cache.js";
 import { FlatImage, type SequenceImage } from "../kv/flat-image.js";
 import { PrefixCache } from "../kv/prefix-cache.js";
 import { kvPreset } from "../kv/presets.js";
-import { resolveKv } from "../kv/recipe.js";
+import { completeKv, isFlat, resolveKv } from "../kv/recipe.js";
+import { ManagedImage } from "../kv/streams/image.js";
+import type { Calibration } from "../kv/streams/managed.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
 import type { KvRecipe, Model } from "../model/model.js";
 import { Tokenizer } from "../model/tokenizer.js";
+import { ManagedRunner } from "./managed-runner.js";
 import { Runner } from "./runner.js";
 import { Scheduler } from "./scheduler.js";
 
@@ -19,6 +22,8 @@ export interface OpenOptions {
   threads?: number;
   /** Preset name or description; default: what the artifact says, else the exact fp32 cache. */
   kv?: string | KvRecipe;
+  /** What the codecs of the cache learned from calibration text (`nibble calibrate-kv`). */
+  kvCalibration?: Calibration;
   /** Tokens a sequence may reach; default min(the model's own limit, 8192). */
   maxContext?: number;
   /** Sequences alive at once. */
@@ -67,25 +72,32 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
   }
   const maxContext = options.maxContext ?? Math.min(model.config.maxPositionEmbeddings, 8192);
   const sequences = options.sequences ?? 1;
-  const maxRows = options.maxRows ?? defaultRows(kv);
+  const complete = completeKv(kv);
+  const flat = isFlat(complete);
+  const maxRows = options.maxRows ?? (flat ? defaultRows(kv) : 512);
   const backend = await selectBackend(options.backend ?? "auto", options.log ?? (() => {}));
   const compiled = await compileModel(model, {
     backend,
     threads,
-    cache: planCache(kv, model.config, {
-      tokens: options.cacheTokens ?? maxContext * sequences,
-      sequenceTokens: maxContext,
-      sequences,
-      layers: model.config.numHiddenLayers,
-      maxRows,
-    }),
+    cache: flat
+      ? planCache(kv, model.config, {
+          tokens: options.cacheTokens ?? maxContext * sequences,
+          sequenceTokens: maxContext,
+          sequences,
+          layers: model.config.numHiddenLayers,
+          maxRows,
+        })
+      : planCache(kvPreset("fp32"), model.config, { tokens: 1, sequences: 1, layers: 1 }),
+    managed: !flat,
     maxContext,
     maxRows,
     ...(options.onLayer ? { onLayer: options.onLayer } : {}),
     ...(options.signal ? { signal: options.signal } : {}),
   });
   const tokenizer = model.files.has("tokenizer.json") ? Tokenizer.fromFiles(model.files) : null;
-  const runner = new Runner(compiled, sequences);
+  const runner = flat
+    ? new Runner(compiled, sequences)
+    : new ManagedRunner(compiled, complete, sequences, options.kvCalibration ?? null);
   const sharePrefixes = options.sharePrefixes ?? sequences > 1;
   return {
     model,
@@ -93,10 +105,13 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
     runner,
     scheduler: new Scheduler(runner),
     prefixes:
-      sharePrefixes && runner.tables.pagesAreAll
+      sharePrefixes && runner.tables instanceof PageTables && runner.tables.pagesAreAll
         ? new PrefixCache(runner.tables, JSON.stringify(kv))
         : null,
-    image: new FlatImage(compiled.arena, compiled.cache, runner.tables),
+    image:
+      runner instanceof ManagedRunner
+        ? new ManagedImage(runner.cache)
+        : new FlatImage(compiled.arena, compiled.cache, runner.tables as PageTables),
     tokenizer,
     kv,
     close: () => runner.dispose(),

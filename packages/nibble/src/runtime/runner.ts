@@ -5,7 +5,7 @@
 import { NumericError, UsageError } from "../core/errors.js";
 import { LINE } from "../kernels/ops.js";
 import { tailLines } from "../kernels/page-layout.js";
-import { PageTables } from "../kv/cache.js";
+import { PageTables, type SequenceTables } from "../kv/cache.js";
 import type { CompiledModel } from "../model/compile.js";
 import { REGISTER } from "../model/lower.js";
 import { ropeTables } from "../model/rope.js";
@@ -27,25 +27,35 @@ export interface LogitStats {
 
 export class Runner {
   readonly model: CompiledModel;
-  readonly tables: PageTables;
+  readonly tables: SequenceTables;
   readonly #vocabRows: number;
   #ropeLength: number;
 
-  constructor(model: CompiledModel, sequences = 1) {
+  /** @param tables default: pages of the engine's own cache */
+  constructor(model: CompiledModel, sequences = 1, tables?: SequenceTables) {
     this.model = model;
+    this.tables = tables ?? Runner.#pageTables(model, sequences);
+    this.#vocabRows = Math.ceil(model.config.vocabSize / 32) * 32;
+    this.#ropeLength = model.maxContext;
+  }
+
+  static #pageTables(model: CompiledModel, sequences: number): PageTables {
     const { poolAt, pageLines, tailAt, layers, kvHeads, tailTokens, headDim } = model.cache;
     const page = (id: number) => model.arena.u8(poolAt + id * pageLines, pageLines * LINE);
     const ringLines = layers * kvHeads * tailLines(tailTokens, headDim);
     const ring = (slot: number) => model.arena.u8(tailAt + slot * ringLines, ringLines * LINE);
-    this.tables = new PageTables(
+    return new PageTables(
       model.cache,
       model.cacheTable,
       sequences,
       (from, to) => page(to).set(page(from)),
       (from, to) => ring(to).set(ring(from)),
     );
-    this.#vocabRows = Math.ceil(model.config.vocabSize / 32) * 32;
-    this.#ropeLength = model.maxContext;
+  }
+
+  /** True when a prompt is to be run by `prefill`, alone: its rows see each other otherwise than rows of steps do. */
+  get prefillsAlone(): boolean {
+    return false;
   }
 
   get vocabSize(): number {
@@ -57,6 +67,15 @@ export class Runner {
    * Rows of one sequence must come in rising position. Room must have been reserved.
    */
   async step(rows: Rows, logitRows: ArrayLike<number>, blocking = false): Promise<void> {
+    const { model } = this;
+    if (!model.step) throw new UsageError("the model was compiled for a managed cache");
+    this.prepare(rows, logitRows);
+    if (blocking) model.engine.runSync(model.step);
+    else await model.engine.run(model.step);
+  }
+
+  /** Checks and writes the inputs of a run, and sets its registers. */
+  protected prepare(rows: Rows, logitRows: ArrayLike<number>): void {
     const { model } = this;
     const n = rows.tokens.length;
     if (n > model.maxRows || logitRows.length > model.maxLogitRows) {
@@ -81,8 +100,6 @@ export class Runner {
     registers[REGISTER.logitRows] = logitRows.length;
     registers[REGISTER.statRows] = 0;
     registers[REGISTER.klRows] = 0;
-    if (blocking) model.engine.runSync(model.step);
-    else await model.engine.run(model.step);
   }
 
   /** Logits of the i-th listed row [vocabSize]; valid until the next run. */

@@ -96,6 +96,8 @@ export class Scheduler {
       return false;
     });
     const { maxRows, maxLogitRows } = this.#runner.model;
+    const prompt = this.#waiting.find((job) => this.#runsAlone(job));
+    if (prompt) return [{ job: prompt, count: prompt.request.tokens.length, logits: 1 }];
     const shares: Share[] = [];
     let rows = maxRows;
     let logits = maxLogitRows;
@@ -114,6 +116,11 @@ export class Scheduler {
     return shares;
   }
 
+  /** A prompt whose rows see each other in another way than rows fed one by one. */
+  #runsAlone({ request }: Job): boolean {
+    return this.#runner.prefillsAlone && request.tokens.length > 1 && request.logits === 1;
+  }
+
   async #step(shares: Share[]): Promise<void> {
     const tokens: number[] = [];
     const positions: number[] = [];
@@ -128,7 +135,11 @@ export class Scheduler {
         sequences.push(request.slot);
       }
     }
-    await this.#runner.step({ tokens, positions, sequences }, logitRows);
+    const [alone] = shares;
+    if (alone && this.#runsAlone(alone.job)) {
+      const { slot, from, tokens: prompt, signal } = alone.job.request;
+      await this.#runner.prefill(slot, prompt, from, { logits: true, signal });
+    } else await this.#runner.step({ tokens, positions, sequences }, logitRows);
     this.runs++;
     this.rows += tokens.length;
     let row = 0;

@@ -79,11 +79,23 @@ export class ManagedCache {
     const known = this.#sequences[sequence];
     if (known) return known;
     if (known === undefined) throw new UsageError(`cache slot ${sequence} does not exist`);
-    const fresh = Array.from({ length: this.#config.numHiddenLayers }, (_, layer) =>
-      this.#newLayer(layer, sequence),
-    );
+    const fresh = this.newLayers(sequence);
     this.#sequences[sequence] = fresh;
     return fresh;
+  }
+
+  /** Empty layers for a sequence, which nobody holds yet. */
+  newLayers(sequence: number): LayerState[] {
+    return Array.from({ length: this.#config.numHiddenLayers }, (_, layer) =>
+      this.#newLayer(layer, sequence),
+    );
+  }
+
+  /** Lets the empty sequence `sequence` be these layers. */
+  adopt(sequence: number, layers: LayerState[]): void {
+    if (this.length(sequence) > 0) throw new UsageError(`cache slot ${sequence} is in use`);
+    this.#drop(sequence);
+    this.#sequences[sequence] = layers;
   }
 
   /** Tokens that a sequence has seen. */

@@ -3,6 +3,7 @@
  * reference: cells are numbers >= 0 (group * tokens of a group + place in it), exact rows are -1 - row.
  */
 import type { PlaneCodec, SealInfo } from "../contract.js";
+import type { ByteReader, ByteWriter } from "./image.js";
 import type { PagePool } from "./pages.js";
 import { RowBlocks } from "./rows.js";
 
@@ -124,6 +125,54 @@ export class PlaneStore {
         out[at + d] = this.#scratch[offset * headDim + d] as number;
       }
     }
+  }
+
+  /** Writes the groups of sealed cells (rising order of groups as the cells come), and where each cell is among them. */
+  save(cells: Int32Array, writer: ByteWriter): void {
+    const { pool, codecs } = this.spec;
+    const { groupsPerPage } = pool.shape;
+    const groups = [...new Set(Array.from(cells, (cell) => Math.floor(cell / this.group)))];
+    const place = new Map(groups.map((group, i) => [group, i]));
+    writer.integer(groups.length);
+    for (const group of groups) {
+      const page = this.#pages[Math.floor(group / groupsPerPage)] as number;
+      for (let head = 0; head < codecs.length; head++) {
+        writer.bytes(pool.group(page, group % groupsPerPage, head));
+        const variable = pool.variable(page, group % groupsPerPage, head);
+        writer.integer(variable === null ? 0 : 1);
+        if (variable) writer.bytes(variable);
+      }
+    }
+    for (const cell of cells) {
+      const group = place.get(Math.floor(cell / this.group)) as number;
+      writer.integer(group * this.group + (cell % this.group));
+    }
+  }
+
+  /** Reads what save() wrote into this empty plane. @returns the cells. @throws FormatError */
+  load(count: number, reader: ByteReader): Int32Array {
+    const { pool, codecs } = this.spec;
+    const { groupsPerPage, groupBytes } = pool.shape;
+    const groups = reader.integer(0, count);
+    for (let group = 0; group < groups; group++) {
+      if (group % groupsPerPage === 0) this.#pages.push(pool.alloc());
+      const page = this.#pages.at(-1) as number;
+      for (let head = 0; head < codecs.length; head++) {
+        pool.group(page, group % groupsPerPage, head).set(reader.bytes(groupBytes));
+        const variable = reader.integer(0, 1) === 1 ? reader.bytes() : null;
+        pool.setVariable(page, group % groupsPerPage, head, variable);
+      }
+      if (this.group > 1) this.#live[group] = 0;
+    }
+    this.#groups = groups;
+    return Int32Array.from({ length: count }, () => {
+      const cell = reader.integer(0, groups * this.group - 1);
+      if (this.group > 1) {
+        const group = Math.floor(cell / this.group);
+        this.#live[group] = (this.#live[group] as number) + 1;
+      }
+      return cell;
+    });
   }
 
   /** Share of sealed cells that nobody refers to. */

@@ -16,6 +16,7 @@ import type {
 } from "../contract.js";
 import type { TileAttender } from "./attender.js";
 import { hadamardHead, type RopeTable, rotate } from "./frame.js";
+import type { ByteReader, ByteWriter } from "./image.js";
 import { type PlaneSpec, PlaneStore } from "./plane.js";
 import { SlotTable } from "./slots.js";
 import { Statistics } from "./statistics.js";
@@ -519,6 +520,71 @@ export class HeadStream {
     copy.#sinks = this.#sinks;
     copy.#seen = this.#seen;
     return copy;
+  }
+
+  /** Writes everything but a draft. */
+  save(writer: ByteWriter): void {
+    const slots = this.#committed;
+    for (const n of [this.#seen, slots, this.#sinks, this.k.sealed, this.v.sealed]) {
+      writer.integer(n);
+    }
+    for (let slot = 0; slot < slots; slot++) writer.integer(this.position(slot));
+    for (const plane of [this.k, this.v]) {
+      for (let slot = 0; slot < slots; slot++) {
+        if (slot < this.#sinks || slot >= plane.sealed) {
+          writer.floats(plane.store.exact(this.#slots.get(plane.name, slot)));
+        }
+      }
+      const cells = new Int32Array(plane.sealed - this.#sinks);
+      this.#slots.gather(plane.name, this.#sinks, plane.sealed, cells);
+      plane.store.save(cells, writer);
+    }
+    writer.bytes(this.policy.snapshot());
+    const recent = this.statistics.recentRows;
+    for (const rows of recent) {
+      writer.integer(rows.length);
+      for (const row of rows) {
+        writer.integer(row.length);
+        writer.floats(row);
+      }
+    }
+  }
+
+  /** Fills this empty stream with what save() wrote of `seen` tokens. @throws FormatError */
+  load(reader: ByteReader, seen: number): void {
+    this.#seen = reader.integer(seen, seen);
+    const slots = reader.integer(0, seen);
+    const sinks = reader.integer(0, Math.min(slots, this.spec.sinks));
+    const sealed = { k: reader.integer(sinks, slots), v: reader.integer(sinks, slots) };
+    const positions: number[] = [];
+    for (let slot = 0; slot < slots; slot++) {
+      positions.push(reader.integer((positions.at(-1) ?? -1) + 1, seen - 1));
+    }
+    const references = (plane: Plane): number[] => {
+      const rows: number[] = [];
+      const end = sealed[plane.name];
+      for (let i = 0; i < slots - (end - sinks); i++) {
+        rows.push(plane.store.add(reader.floats(this.#width), 0));
+      }
+      const cells = plane.store.load(end - sinks, reader);
+      return [...rows.slice(0, sinks), ...cells, ...rows.slice(sinks)];
+    };
+    const [keys, values] = [references(this.k), references(this.v)];
+    positions.forEach((position, slot) => {
+      this.#slots.push(position, keys[slot] as number, values[slot] as number);
+    });
+    this.policy.restore(reader.bytes());
+    const recent = this.statistics.recentRows.map(() =>
+      Array.from({ length: reader.integer(0, 65536) }, () =>
+        reader.floats(reader.integer(0, slots)),
+      ),
+    );
+    this.statistics.restoreRecent(recent);
+    this.#committed = slots;
+    this.#sinks = sinks;
+    this.k.sealed = sealed.k;
+    this.v.sealed = sealed.v;
+    this.check();
   }
 
   /** Gives every page back. The stream is of no more use. */
