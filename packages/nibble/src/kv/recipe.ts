@@ -218,7 +218,11 @@ function checkKv(kv: ResolvedKv, config: ModelConfig): void {
 }
 
 /** The codec of the first head, made to see whether its options fit; null where calibration is needed first. */
-function tryCodec(kv: ResolvedKv, name: PlaneName, { headDim }: ModelConfig): PlaneCodec | null {
+export function tryCodec(
+  kv: ResolvedKv,
+  name: PlaneName,
+  { headDim }: ModelConfig,
+): PlaneCodec | null {
   const { codec, ...options } = kv[name];
   const info = { plane: name, headDim, layer: 0, kvHead: 0, seed: kv.seed, calibration: null };
   try {

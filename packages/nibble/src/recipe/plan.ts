@@ -7,9 +7,9 @@ import { ResourceError } from "../core/errors.js";
 import { defaultThreads, formatBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
-import { cacheBytes } from "../kv/cache.js";
 import { kvPreset } from "../kv/presets.js";
 import { resolveKv } from "../kv/recipe.js";
+import { kvBytes } from "../kv/size.js";
 import type { MethodKind, ModelMethod } from "../methods/contract.js";
 import type { Model } from "../model/model.js";
 import type { ParameterSpec } from "../model/roles.js";
@@ -145,7 +145,7 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
       linears: linears.count > 0 ? linears.bits / linears.count : 0,
       whole: outputBits / parameters,
     },
-    cacheBytesPerToken: (cacheBytes(kv, model.config, 64) - cacheBytes(kv, model.config, 32)) / 32,
+    cacheBytesPerToken: (kvBytes(kv, model.config, 64) - kvBytes(kv, model.config, 32)) / 32,
     peakBytes: PROCESS_BYTES + Math.max(working, writing),
     flops,
     seconds,

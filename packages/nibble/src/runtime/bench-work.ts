@@ -1,6 +1,6 @@
 /** What a run of a compiled model has to compute and to read, counted from its program: the basis of rooflines. */
 import { decodeProgram } from "../kernels/decode.js";
-import { cacheBytesRead } from "../kv/cache.js";
+import { kvBytesRead } from "../kv/size.js";
 import type { CompiledModel } from "../model/compile.js";
 import { REGISTER } from "../model/lower.js";
 import type { KvRecipe } from "../model/model.js";
@@ -47,7 +47,7 @@ export function workCounter(compiled: CompiledModel, kv: KvRecipe) {
     return keys;
   };
   /** Cache that a row with `keys` visible keys (all layers) reads. */
-  const cacheOf = (keys: number) => cacheBytesRead(kv, config, keys / config.numHiddenLayers);
+  const cacheOf = (keys: number) => kvBytesRead(kv, config, keys / config.numHiddenLayers);
   const product = 4 * config.numAttentionHeads * config.headDim;
   return {
     /**
