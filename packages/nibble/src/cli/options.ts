@@ -145,12 +145,22 @@ export function recipeOptions(command: Command): void {
 
 /** The cache of the run. The value is a preset name or a JSON object. */
 export function kvOption(command: Command): void {
-  command.option("--kv <preset>", "KV cache: preset name or JSON (nibble list kv)");
+  command
+    .option("--kv <preset>", "KV cache: preset name or JSON (nibble list kv)")
+    .option("--kv-calibration <file>", "what --kv learned from text (nibble calibrate-kv)");
 }
 
 /** Parses what --kv was given. @throws UsageError, RecipeError */
-export async function parseKv(text: string | undefined) {
-  if (text === undefined) return undefined;
+export async function parseKv(text: string | undefined, calibration?: string) {
+  if (text === undefined) {
+    if (calibration === undefined) return undefined;
+    throw new UsageError("--kv-calibration is for --kv");
+  }
+  const recipe = await parseKvText(text);
+  return recipe && calibration !== undefined ? { ...recipe, calibration } : recipe;
+}
+
+async function parseKvText(text: string) {
   const { kvPreset } = await import("../kv/presets.js");
   if (!text.trim().startsWith("{")) return kvPreset(text);
   const { recipeFromObject } = await import("../recipe/load.js");

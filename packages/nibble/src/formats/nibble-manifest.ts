@@ -49,6 +49,7 @@ const kvSchema = z
     page: z.int().positive().optional(),
     prefill: z.enum(["exact", "chunked", "stepwise"]).optional(),
     seed: z.int().min(0).optional(),
+    calibration: z.string().optional(),
   })
   .superRefine((value, context) => {
     try {

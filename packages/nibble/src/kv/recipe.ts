@@ -32,6 +32,7 @@ const shared = {
   retention: z.looseObject({ type: z.string() }).optional(),
   page: z.int().min(1).max(4096).optional(),
   prefill: z.enum(["exact", "chunked", "stepwise"]).optional(),
+  calibration: z.string().optional(),
   seed: z
     .int()
     .min(0)
@@ -171,6 +172,7 @@ export function resolveKv(recipe: KvRecipe, config: ModelConfig): KvRecipe {
     ...(sinks > 0 ? { sinks } : {}),
     ...(retention.type !== "all" ? { retention } : {}),
     ...(seed !== 0 ? { seed } : {}),
+    ...(recipe.calibration === undefined ? {} : { calibration: recipe.calibration }),
   };
 }
 

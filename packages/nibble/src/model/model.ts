@@ -108,6 +108,8 @@ export interface KvRecipe {
   /** Tokens of a page. */
   page?: number;
   prefill?: PrefillMode;
+  /** File of `nibble calibrate-kv`, for codecs that need one. */
+  calibration?: string;
   /** Seed of codecs and policies that draw numbers. */
   seed?: number;
 }

@@ -1,5 +1,7 @@
 /** Opens any `<model>` for running: resolves the name, loads it, compiles it. Node; the browser uses opened.ts. */
+import { fileSource } from "../core/file-source.js";
 import type { Model } from "../model/model.js";
+import { readKvCalibration } from "./kv-calibration.js";
 import { loadModel } from "./load-model.js";
 import { type OpenedModel, type OpenOptions, openLoaded } from "./opened.js";
 
@@ -13,14 +15,14 @@ export async function openModel(
   source: string | Model,
   options: OpenOptions = {},
 ): Promise<OpenedModel> {
-  if (typeof source !== "string") return openLoaded(source, options);
+  if (typeof source !== "string") return openLoaded(source, await withCalibration(source, options));
   const { signal, log } = options;
   const model = await loadModel(source, {
     ...(signal ? { signal } : {}),
     ...(log ? { onProgress: (event) => void (event.type === "log" && log(event.message)) } : {}),
   });
   try {
-    const opened = await openLoaded(model, options);
+    const opened = await openLoaded(model, await withCalibration(model, options));
     return {
       ...opened,
       async close() {
@@ -31,5 +33,17 @@ export async function openModel(
   } catch (error) {
     await model.close();
     throw error;
+  }
+}
+
+/** Reads the calibration file that the cache recipe names. */
+async function withCalibration(model: Model, options: OpenOptions): Promise<OpenOptions> {
+  const kv = options.kv ?? model.kv;
+  if (options.kvCalibration || !kv || typeof kv === "string" || !kv.calibration) return options;
+  const file = await fileSource(kv.calibration);
+  try {
+    return { ...options, kvCalibration: await readKvCalibration(file, model.config) };
+  } finally {
+    await file.close();
   }
 }

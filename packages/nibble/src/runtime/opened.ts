@@ -9,10 +9,10 @@ import { PrefixCache } from "../kv/prefix-cache.js";
 import { kvPreset } from "../kv/presets.js";
 import { completeKv, isFlat, resolveKv } from "../kv/recipe.js";
 import { ManagedImage } from "../kv/streams/image.js";
-import type { Calibration } from "../kv/streams/managed.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
 import type { KvRecipe, Model } from "../model/model.js";
 import { Tokenizer } from "../model/tokenizer.js";
+import type { KvCalibration } from "./kv-calibration.js";
 import { ManagedRunner } from "./managed-runner.js";
 import { Runner } from "./runner.js";
 import { Scheduler } from "./scheduler.js";
@@ -22,8 +22,8 @@ export interface OpenOptions {
   threads?: number;
   /** Preset name or description; default: what the artifact says, else the exact fp32 cache. */
   kv?: string | KvRecipe;
-  /** What the codecs of the cache learned from calibration text (`nibble calibrate-kv`). */
-  kvCalibration?: Calibration;
+  /** What the codecs of the cache learned from calibration text; openModel reads the file that the recipe names. */
+  kvCalibration?: KvCalibration;
   /** Tokens a sequence may reach; default min(the model's own limit, 8192). */
   maxContext?: number;
   /** Sequences alive at once. */
@@ -97,7 +97,7 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
   const tokenizer = model.files.has("tokenizer.json") ? Tokenizer.fromFiles(model.files) : null;
   const runner = flat
     ? new Runner(compiled, sequences)
-    : new ManagedRunner(compiled, complete, sequences, options.kvCalibration ?? null);
+    : new ManagedRunner(compiled, complete, sequences, options.kvCalibration?.tensors ?? null);
   const sharePrefixes = options.sharePrefixes ?? sequences > 1;
   return {
     model,

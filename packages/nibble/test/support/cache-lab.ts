@@ -1,13 +1,14 @@
 /** Small managed caches with random rows, for tests of streams, codecs and policies. */
 import { Philox } from "../../src/core/rng.js";
 import { kvCodecs } from "../../src/kv/codecs/index.js";
-import type { CalibrationSamples, PlaneName } from "../../src/kv/contract.js";
+import type { PlaneName } from "../../src/kv/contract.js";
 import { completeKv, type ResolvedKv } from "../../src/kv/recipe.js";
 import { DenseAttender } from "../../src/kv/streams/attender.js";
 import type { RopeTable } from "../../src/kv/streams/frame.js";
 import type { LayerRows, StepMode } from "../../src/kv/streams/layer.js";
 import { type Calibration, ManagedCache } from "../../src/kv/streams/managed.js";
 import type { KvRecipe } from "../../src/model/model.js";
+import type { CalibrationSamples } from "../../src/observers/kv-samples.js";
 
 export interface LabShape {
   headDim: number;

@@ -25,6 +25,7 @@ interface Options {
   rows: number[];
   rounds: number;
   kv?: string;
+  kvCalibration?: string;
   grow?: boolean;
 }
 
@@ -76,7 +77,7 @@ export const bench = defineVerb<Options>({
     const { benchCases, contextOf } = await import("../../runtime/bench-cases.js");
     const { flatResult } = await import("../../runtime/bench.js");
     const { measureCeilings } = await import("../../kernels/ceilings.js");
-    const kv = await parseKv(options.kv);
+    const kv = await parseKv(options.kv, options.kvCalibration);
     const { rounds } = options;
     const threadCounts = options.threads ?? [defaultThreads()];
     const groups = caseGroups(options);

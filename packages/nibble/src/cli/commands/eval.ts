@@ -29,6 +29,7 @@ interface Options extends EngineFlags {
   seed: number;
   reference?: string;
   kv?: string;
+  kvCalibration?: string;
 }
 
 export const evaluate = defineVerb<Options>({
@@ -104,7 +105,10 @@ export const evaluate = defineVerb<Options>({
       onProgress,
       signal,
       backend: options.backend,
-      ...defined({ threads: options.threads, kv: await parseKv(options.kv) }),
+      ...defined({
+        threads: options.threads,
+        kv: await parseKv(options.kv, options.kvCalibration),
+      }),
     };
     const taskOptions = {
       ...shared,

@@ -7,6 +7,7 @@ interface Options extends EngineFlags {
   ids: number[];
   output: string;
   kv?: string;
+  kvCalibration?: string;
 }
 
 export const logits = defineVerb<Options>({
@@ -28,7 +29,7 @@ export const logits = defineVerb<Options>({
     const { ids } = options;
     const opened = await openModel(model, {
       backend: options.backend,
-      kv: (await parseKv(options.kv)) ?? "fp32",
+      kv: (await parseKv(options.kv, options.kvCalibration)) ?? "fp32",
       maxContext: Math.max(2, ids.length),
       log: (line) => output.log(line),
       signal,

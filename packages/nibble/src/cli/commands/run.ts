@@ -29,6 +29,7 @@ interface Options extends EngineFlags {
   raw?: boolean;
   maxContext?: number;
   kv?: string;
+  kvCalibration?: string;
   speculate?: string;
   draftTokens?: number;
   promptCache?: string;
@@ -116,7 +117,7 @@ export const run = defineVerb<Options>({
     };
     const opened = await openModel(model, {
       ...engine,
-      ...defined({ kv: await parseKv(options.kv) }),
+      ...defined({ kv: await parseKv(options.kv, options.kvCalibration) }),
     });
     let draft: OpenedModel | null = null;
     try {
