@@ -14,8 +14,12 @@ const CODEC: Record<string, number> = {
   "int8-token": KV_CODEC.int8,
   "int4-token": KV_CODEC.int4,
 };
-const codecOf = (plane: KvPlane): number =>
-  plane.codec !== "kivi" ? CODEC[plane.codec] : plane.bits === 2 ? KV_CODEC.kivi2 : KV_CODEC.kivi4;
+function codecOf({ codec, bits }: KvPlane): number {
+  if (codec === "kivi") return bits === 2 ? KV_CODEC.kivi2 : KV_CODEC.kivi4;
+  const number = CODEC[codec];
+  if (number === undefined) throw new Error(`the kernels have no cache codec ${codec}`);
+  return number;
+}
 const linesOf = (plane: KvPlane, headDim: number) => planeLines(codecOf(plane), headDim);
 const isQuantized = ({ codec }: KvPlane) => codec !== "fp32" && codec !== "fp16";
 
