@@ -3,13 +3,15 @@
  * scores, softmax, weighted sum of values. Exact class but for f32 queries over integer keys.
  */
 import {
-  codecOf, isFloat, isInt, pageAt, parametersOf, planeAt, queryBits, valueBlock, zeroIntOf,
+  codecOf, isFloat, isInt, pageAt, parametersOf, planeAt, queryBits, residual, ringAt, ringKeys, ringValues, valueBlock,
+  zeroIntOf,
 } from "./cache";
 import { operand, operandF, place, scratch } from "./control";
 import { preparePairs } from "./dot-panel";
 import { safeSteps, tile1, tile2, unpackKeys } from "./dot-tile";
 import { rowAt } from "./elementwise";
 import { floatTile2 } from "./gemm-float";
+import { foldQuery, keepLanes, kiviKeysAsFloat, kiviParameters, kiviValueAsFloat, weighCodes } from "./kivi";
 import { exp4, finiteHalf, fold16, loadHalf4 } from "./math";
 import {
   ATTENTION_HEADS, ATTENTION_HEAD_DIM, ATTENTION_LAYER, ATTENTION_POSITIONS_AT, ATTENTION_QUERY_AT,
@@ -35,6 +37,9 @@ export let accStride: usize = 0;
 let start: i32 = 0;
 let from: i32 = 0;
 let to: i32 = 0;
+/** Slots of the chunk whose keys are read as codes, and the ring of exact rows (kivi only). */
+let codedKeys: i32 = 0;
+let ring: usize = 0;
 /** Addresses of the four pages, 0 where no slot is visible. */
 let page0: usize = 0;
 let page1: usize = 0;
@@ -231,6 +236,13 @@ export function loadPages(chunk: i32): bool {
     store<i32>(firsts + ((<usize>q) << 2), firstSeen(m));
     store<i32>(lasts + ((<usize>q) << 2), lastSeen(m));
   }
+  const exact = residual();
+  if (exact > 0) {
+    const at = (<usize>m0) << 2;
+    const position = load<i32>(place(pc, ATTENTION_POSITIONS_AT) + at);
+    codedKeys = position - position % exact - start;
+    ring = ringAt(load<i32>(place(pc, ATTENTION_SEQUENCES_AT) + at), operand(pc, ATTENTION_LAYER), kvHead);
+  }
   page0 = loadPage(0);
   page1 = loadPage(1);
   page2 = loadPage(2);
@@ -400,6 +412,49 @@ function storeScores(q: i32, slot: i32, acc: usize, int8: bool, codes: bool, sof
   }
 }
 
+/** Queries under the scales of a coded page of keys, and what its minima add to their scores (into querySums). */
+function foldQueries(plane: usize, codec: i32): void {
+  const scales = plane + kiviParameters(codec, headDim);
+  const minima = scales + ((<usize>headDim) << 1);
+  for (let q: usize = 0; q < <usize>blockQueries; q++) {
+    const x = <usize>load<u32>(vectors + (q << 2));
+    foldQuery(x, scales, headDim, prepared + q * accStride);
+    let a = f32x4.splat(0);
+    let b = a;
+    let c = a;
+    let d = a;
+    for (let i: usize = 0; i < <usize>headDim; i += 16) {
+      const at = x + (i << 2);
+      const m = minima + (i << 1);
+      a = f32x4.add(a, f32x4.mul(v128.load(at), loadHalf4(m)));
+      b = f32x4.add(b, f32x4.mul(v128.load(at, 16), loadHalf4(m + 8)));
+      c = f32x4.add(c, f32x4.mul(v128.load(at, 32), loadHalf4(m + 16)));
+      d = f32x4.add(d, f32x4.mul(v128.load(at, 48), loadHalf4(m + 24)));
+    }
+    store<f32>(querySums + (q << 2), fold16(a, b, c, d));
+  }
+}
+
+/** Scores of all queries with the codes of a half-panel that stand in `panel`. */
+function scoreKiviCodes(half: i32, softmaxScale: v128): void {
+  const other = tile + 64;
+  for (let q = 0; q < blockQueries; q += 2) {
+    const paired = q + 1 < blockQueries;
+    const x0 = prepared + <usize>q * accStride;
+    for (let i: usize = 0; i < 128; i += 16) v128.store(tile + i, i32x4.splat(0));
+    exactTile2(panel, 64, x0, paired ? x0 + accStride : x0, headDim, tile, other);
+    const count = paired ? 2 : 1;
+    for (let j = 0; j < count; j++) {
+      const constant = v128.load32_splat(querySums + ((<usize>(q + j)) << 2));
+      const from = j == 0 ? tile : other;
+      const out = scores + ((<usize>((q + j) * CHUNK + (half << 4))) << 2);
+      for (let i: usize = 0; i < 64; i += 16) {
+        v128.store(out + i, f32x4.mul(f32x4.add(v128.load(from + i), constant), softmaxScale));
+      }
+    }
+  }
+}
+
 /** Scores of all queries for every half-panel with a visible slot. */
 export function scoreKeys(): void {
   const codec = codecOf(true);
@@ -412,12 +467,23 @@ export function scoreKeys(): void {
   const safe = safeSteps(4, 128);
   const steps = headDim >> 2;
   const other = tile + 64;
+  const kivi = residual() > 0;
+  let foldedPage = -1;
   for (let half = from >> 4; half <= to >> 4; half++) {
     const plane = planeAt(pageOf(half >> 1), kvHead, true);
     let keys = panel;
     if (int8) {
       const bytes = (<usize>headDim) << (wide ? 4 : 3);
       unpackKeys(plane + <usize>(half & 1) * bytes, headDim, wide, panel);
+    } else if (kivi) {
+      if (half << 4 < codedKeys) {
+        if (foldedPage != half >> 1) foldQueries(plane, codec);
+        foldedPage = half >> 1;
+        kiviKeysAsFloat(plane, codec, half & 1, headDim, panel);
+        scoreKiviCodes(half, softmaxScale);
+        continue;
+      }
+      keys = ringKeys(ring, start + (half << 4));
     } else {
       keys = keysAsFloat(plane, codec, half & 1);
     }
@@ -601,9 +667,85 @@ function valuesAsFloat(plane: usize, codec: i32, first: i32, last: i32): void {
   }
 }
 
+/** Sum of the weighted minima of channel group g over slots first..coded - 1 of the chunk. */
+function minimumSum(q: i32, g: i32, first: i32, coded: i32): f32 {
+  let a = f32x4.splat(0);
+  let b = a;
+  let c = a;
+  let d = a;
+  const e = scores + ((<usize>(q * CHUNK)) << 2);
+  const skip = kiviParameters(codecOf(false), headDim) + ((<usize>headDim) << 1) + ((<usize>g) << 6);
+  for (let t = first & ~15; t < coded; t += 16) {
+    const minima = planeAt(pageOf(t >> 5), kvHead, false) + skip + ((<usize>(t & 31)) << 1);
+    const at = e + ((<usize>t) << 2);
+    a = f32x4.add(a, keepLanes(f32x4.mul(v128.load(at), loadHalf4(minima)), t, first, coded));
+    b = f32x4.add(b, keepLanes(f32x4.mul(v128.load(at, 16), loadHalf4(minima + 8)), t + 4, first, coded));
+    c = f32x4.add(c, keepLanes(f32x4.mul(v128.load(at, 32), loadHalf4(minima + 16)), t + 8, first, coded));
+    d = f32x4.add(d, keepLanes(f32x4.mul(v128.load(at, 48), loadHalf4(minima + 24)), t + 12, first, coded));
+  }
+  return fold16(a, b, c, d);
+}
+
+/** Slots of the chunk whose values query q reads as codes. */
+function codedValues(q: i32): i32 {
+  const position = load<i32>(place(pc, ATTENTION_POSITIONS_AT) + ((<usize>(m0 + q / headsInBlock)) << 2));
+  return position - residual() - start;
+}
+
+/** addValues of a kivi cache: codes under the scales of their group, then exact rows, in one sum over rising slots. */
+function addKiviValues(): void {
+  const codec = codecOf(false);
+  const groups = headDim >> 5;
+  for (let index = from >> 5; index <= to >> 5; index++) {
+    const base = index << 5;
+    const plane = planeAt(pageOf(index), kvHead, false);
+    const scales = plane + kiviParameters(codec, headDim);
+    const exact = ringValues(ring, start + base);
+    let most = 0;
+    for (let q = 0; q < blockQueries; q++) most = max<i32>(most, codedValues(q) - base);
+    most = min<i32>(min<i32>(most, 32), to - base + 1);
+    for (let slot = max<i32>(from - base, 0); slot < most; slot++) {
+      kiviValueAsFloat(plane, codec, slot, headDim, panel + <usize>slot * accStride);
+    }
+    for (let q = 0; q < blockQueries; q++) {
+      const first = max<i32>(load<i32>(firsts + ((<usize>q) << 2)) - base, 0);
+      const end = min<i32>(load<i32>(lasts + ((<usize>q) << 2)) - base, 31) + 1;
+      if (first >= end) continue;
+      const split = max<i32>(first, min<i32>(end, codedValues(q) - base));
+      const e = scores + ((<usize>(q * CHUNK + base)) << 2);
+      for (let g = 0; g < groups; g++) {
+        const acc = chunkAcc + <usize>q * accStride + ((<usize>g) << 7);
+        if (first < split) {
+          weighCodes(e, scales + ((<usize>g) << 6), first, split, tile);
+          const rows = panel + <usize>first * accStride + ((<usize>g) << 7);
+          exactTile1x32(rows, accStride, tile + ((<usize>first) << 2), split - first, acc);
+        }
+        if (split < end) {
+          const rows = exact + <usize>split * accStride + ((<usize>g) << 7);
+          exactTile1x32(rows, accStride, e + ((<usize>split) << 2), end - split, acc);
+        }
+      }
+    }
+  }
+  for (let q = 0; q < blockQueries; q++) {
+    const first = load<i32>(firsts + ((<usize>q) << 2));
+    const coded = min<i32>(codedValues(q), load<i32>(lasts + ((<usize>q) << 2)) + 1);
+    for (let g = 0; g < groups; g++) {
+      const minimum = f32x4.splat(minimumSum(q, g, first, coded));
+      const acc = chunkAcc + <usize>q * accStride + ((<usize>g) << 7);
+      for (let i: usize = 0; i < 128; i += 16) v128.store(acc + i, f32x4.add(v128.load(acc + i), minimum));
+    }
+  }
+}
+
 /** Weighted sums of the values of the chunk for every query, slots rising; int values less their zero points. */
 export function addValues(): void {
   const codec = codecOf(false);
+  if (residual() > 0) {
+    memory.fill(chunkAcc, 0, <usize>blockQueries * accStride);
+    addKiviValues();
+    return;
+  }
   memory.fill(chunkAcc, 0, <usize>blockQueries * accStride);
   for (let index = from >> 5; index <= to >> 5; index++) {
     const base = index << 5;

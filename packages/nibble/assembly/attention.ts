@@ -6,7 +6,7 @@
  * Work: blocks over tickets; with few blocks (decode) single (row, KV head, chunk) items, whose parts a second phase merges
  * in the same order, so the bits do not depend on the way.
  */
-import { openCache, positionLimit, slotLimit } from "./cache";
+import { openCache, positionLimit, residual, slotLimit } from "./cache";
 import { fail, operand, place, scratch, thread, threads } from "./control";
 import { rowAt } from "./elementwise";
 import {
@@ -213,11 +213,20 @@ export function attentionPhases(pc: usize, program: usize, rows: i32, tickets: i
   return usesParts(pc, rows, tickets) ? 2 : 1;
 }
 
+/** Whether rows m and n of one sequence read the same keys as codes (kivi; always for other codecs). */
+// @ts-ignore: decorator
+@inline
+function sameCodedKeys(positions: usize, m: i32, n: i32): bool {
+  const exact = residual();
+  return exact == 0 || wordAt(positions, m) / exact == wordAt(positions, n) / exact;
+}
+
 export function attention(pc: usize, program: usize, rows: i32, phase: i32): void {
   openCache(program, operand(pc, ATTENTION_CACHE_C));
   if (phase == 1) return mergeParts(pc, rows);
   if (!rowsAreValid(pc, rows)) return fail();
   if (usesParts(pc, rows, threads)) return runParts(pc, rows);
+  const positions = place(pc, ATTENTION_POSITIONS_AT);
   const sequences = place(pc, ATTENTION_SEQUENCES_AT);
   const kvHeads = operand(pc, ATTENTION_KV_HEADS);
   const group = operand(pc, ATTENTION_HEADS) / kvHeads;
@@ -228,7 +237,9 @@ export function attention(pc: usize, program: usize, rows: i32, phase: i32): voi
   for (let m0 = 0; m0 < rows; ) {
     const sequence = wordAt(sequences, m0);
     let m1 = m0 + 1;
-    while (m1 < rows && m1 < m0 + rowStep && wordAt(sequences, m1) == sequence) m1++;
+    while (
+      m1 < rows && m1 < m0 + rowStep && wordAt(sequences, m1) == sequence && sameCodedKeys(positions, m0, m1)
+    ) m1++;
     for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
       const stop = (kvHead + 1) * group;
       for (let h = kvHead * group; h < stop; h += step) {

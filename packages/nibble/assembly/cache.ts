@@ -1,9 +1,9 @@
 /** The cache descriptor of the running instruction and the checked look-up of pages (docs/engine.md, "Pages"). */
 import { fail } from "./control";
 import {
-  CACHE_WORDS, CODEC_F16, CODEC_F32, CODEC_INT4, CODEC_INT8, C_HADAMARD, C_HEAD_LINES, C_KEY_CLIP_F, C_KEY_CODEC,
-  C_KEY_LINES, C_KEY_ZERO_INT, C_LAYERS, C_MAX_PAGES, C_PAGES, C_PAGE_LINES, C_POOL_AT, C_QUERY_BITS, C_SLOTS,
-  C_TABLE_AT, C_VALUE_CLIP_F, C_VALUE_CODEC, C_VALUE_ZERO_INT, H_CACHES_START,
+  CACHE_WORDS, CODEC_F16, CODEC_F32, CODEC_INT4, CODEC_INT8, C_HADAMARD, C_HEAD_DIM, C_HEAD_LINES, C_KEY_CLIP_F, C_KEY_CODEC,
+  C_KEY_LINES, C_KEY_ZERO_INT, C_KV_HEADS, C_LAYERS, C_MAX_PAGES, C_PAGES, C_PAGE_LINES, C_POOL_AT, C_QUERY_BITS,
+  C_RESIDUAL, C_SLOTS, C_TABLE_AT, C_TAIL_AT, C_TAIL_TOKENS, C_VALUE_CLIP_F, C_VALUE_CODEC, C_VALUE_ZERO_INT, H_CACHES_START,
 } from "./ops";
 
 let cache: usize = 0;
@@ -50,7 +50,31 @@ export function slotLimit(): i32 {
 // @ts-ignore: decorator
 @inline
 export function isInt(codec: i32): bool {
-  return codec >= CODEC_INT8;
+  return codec == CODEC_INT8 || codec == CODEC_INT4;
+}
+
+/** Newest tokens that a kivi cache keeps exact; 0 for the other codecs. */
+// @ts-ignore: decorator
+@inline
+export function residual(): i32 {
+  return field(C_RESIDUAL);
+}
+
+/** Exact keys [tailTokens / 16][headDim][16] of a sequence's head; its values [tailTokens][headDim] follow. */
+export function ringAt(sequence: i32, layer: i32, head: i32): usize {
+  const ring = <usize>((sequence * field(C_LAYERS) + layer) * field(C_KV_HEADS) + head);
+  const row = (<usize>field(C_HEAD_DIM)) << 2;
+  return ((<usize>field(C_TAIL_AT)) << 6) + ring * 2 * <usize>field(C_TAIL_TOKENS) * row;
+}
+/** The exact keys [headDim][16] of the 16 tokens that `position` is among. */
+export function ringKeys(ring: usize, position: i32): usize {
+  return ring + <usize>((position % field(C_TAIL_TOKENS)) >> 4) * ((<usize>field(C_HEAD_DIM)) << 6);
+}
+/** The exact values from `position` on; those of a chunk stand together. */
+export function ringValues(ring: usize, position: i32): usize {
+  const row = (<usize>field(C_HEAD_DIM)) << 2;
+  const tokens = field(C_TAIL_TOKENS);
+  return ring + <usize>(tokens + position % tokens) * row;
 }
 
 /** Byte address of the page that holds `position` of a sequence in a layer; 0 after reporting a bad page number. */

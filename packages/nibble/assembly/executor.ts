@@ -12,7 +12,7 @@ import { add, columns, gatherRows, mixHeads, scatterAddRows, siluMul } from "./e
 import { gemm, linearFloat } from "./gemm-float";
 import { linearInt } from "./gemm-lowbit";
 import { hadamard } from "./hadamard";
-import { appendKv } from "./kv-append";
+import { appendKv, appendPhases } from "./kv-append";
 import { gram, inverseFactor, inverseFactorPhases } from "./linalg";
 import { dequantize, hadamardQuantize, quantize, rmsnorm, rmsnormQuantize, roundFloat } from "./norm-quantize";
 import {
@@ -46,7 +46,7 @@ function execute(op: i32, pc: usize, program: usize, rows: i32, maxRows: i32, ph
     case OP_LINEAR_FLOAT: return linearFloat(pc, program, rows);
     case OP_SILU_MUL: return siluMul(pc, rows);
     case OP_ADD: return add(pc, rows);
-    case OP_APPEND_KV: return appendKv(pc, program, rows);
+    case OP_APPEND_KV: return appendKv(pc, program, rows, phase);
     case OP_ATTENTION: return attention(pc, program, rows, phase);
     case OP_GATHER_ROWS: return gatherRows(pc, rows, maxRows);
     case OP_SCATTER_ADD_ROWS: return scatterAddRows(pc, rows, maxRows);
@@ -78,6 +78,7 @@ function rowsOf(program: usize, pc: usize): i32 {
 function phasesOf(program: usize, pc: usize, rows: i32, tickets: i32): i32 {
   const op = load<i32>(pc);
   if (op == OP_ATTENTION) return attentionPhases(pc, program, rows, tickets);
+  if (op == OP_APPEND_KV) return appendPhases(pc, program, rows);
   return op == OP_INVERSE_FACTOR ? inverseFactorPhases(pc) : 1;
 }
 

@@ -4,11 +4,12 @@
  */
 import {
   clipOf, codecOf, headHadamard, isFloat, isInt, openCache, pageAt, parametersOf, planeAt, positionLimit,
-  queryBits, slotLimit, valueBlock, zeroIntOf,
+  queryBits, residual, ringAt, ringKeys, ringValues, slotLimit, valueBlock, zeroIntOf,
 } from "./cache";
 import { fail, operand, operandF, place, placeOrZero, scratch, shareOf, thread } from "./control";
 import { rowAt } from "./elementwise";
 import { scaleAll, sylvester } from "./hadamard";
+import { storeKiviKeys, storeKiviValue } from "./kivi";
 import { clamp4, floatToHalf, halfToFloat, ROUND_BITS, roundBits } from "./math";
 import { quantizeRow, rmsnormRow, signedMin } from "./norm-quantize";
 import {
@@ -147,8 +148,57 @@ function storeValue(plane: usize, codec: i32, slot: i32, headDim: i32, x: usize)
   }
 }
 
-export function appendKv(pc: usize, program: usize, rows: i32): void {
+/** A key or value of a kivi cache goes to the ring; values are coded at once. */
+function storeKivi(keys: bool, plane: usize, ring: usize, position: i32, headDim: i32, x: usize): void {
+  if (!keys) {
+    memory.copy(ringValues(ring, position), x, (<usize>headDim) << 2);
+    storeKiviValue(plane, codecOf(false), position & 31, headDim, x, scratch + CODES);
+    return;
+  }
+  let to = ringKeys(ring, position) + ((<usize>(position & 15)) << 2);
+  for (let d: usize = 0; d < <usize>headDim; d++) {
+    store<f32>(to, load<f32>(x + (d << 2)));
+    to += 64;
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function endsPage(pc: usize, m: i32): bool {
+  return (load<i32>(place(pc, APPEND_KV_POSITIONS_AT) + ((<usize>m) << 2)) & 31) == 31;
+}
+
+/** Phases of the instruction in this run: keys of a kivi cache are coded by pages, after all rows are in the ring. */
+export function appendPhases(pc: usize, program: usize, rows: i32): i32 {
   openCache(program, operand(pc, APPEND_KV_CACHE_C));
+  if (residual() == 0) return 1;
+  for (let m = 0; m < rows; m++) if (endsPage(pc, m)) return 2;
+  return 1;
+}
+
+/** Codes the keys of pages whose last token came in this run. */
+function codeKeyPages(pc: usize, rows: i32): void {
+  const kvHeads = operand(pc, APPEND_KV_KV_HEADS);
+  const headDim = operand(pc, APPEND_KV_HEAD_DIM);
+  const layer = operand(pc, APPEND_KV_LAYER);
+  const items = rows * kvHeads;
+  const end = shareOf(items, thread + 1);
+  for (let item = shareOf(items, thread); item < end; item++) {
+    const m = item / kvHeads;
+    const head = item % kvHeads;
+    if (!endsPage(pc, m)) continue;
+    const position = load<i32>(place(pc, APPEND_KV_POSITIONS_AT) + ((<usize>m) << 2));
+    const sequence = load<i32>(place(pc, APPEND_KV_SEQUENCES_AT) + ((<usize>m) << 2));
+    const page = pageAt(sequence, layer, position);
+    if (page == 0) return;
+    const keys = ringKeys(ringAt(sequence, layer, head), position - 31);
+    storeKiviKeys(planeAt(page, head, true), codecOf(true), headDim, keys, scratch + CODES);
+  }
+}
+
+export function appendKv(pc: usize, program: usize, rows: i32, phase: i32): void {
+  openCache(program, operand(pc, APPEND_KV_CACHE_C));
+  if (phase == 1) return codeKeyPages(pc, rows);
   const heads = operand(pc, APPEND_KV_HEADS);
   const kvHeads = operand(pc, APPEND_KV_KV_HEADS);
   const headDim = operand(pc, APPEND_KV_HEAD_DIM);
@@ -187,7 +237,11 @@ export function appendKv(pc: usize, program: usize, rows: i32): void {
       const keys = h < heads + kvHeads;
       const page = pageAt(sequence, operand(pc, APPEND_KV_LAYER), position);
       if (page == 0) return;
-      if (keys) storeKey(planeAt(page, h - heads, true), codecOf(true), position & 31, headDim, x);
+      if (residual() > 0) {
+        const head = h - heads - (keys ? 0 : kvHeads);
+        const ring = ringAt(sequence, operand(pc, APPEND_KV_LAYER), head);
+        storeKivi(keys, planeAt(page, head, keys), ring, position, headDim, x);
+      } else if (keys) storeKey(planeAt(page, h - heads, true), codecOf(true), position & 31, headDim, x);
       else storeValue(planeAt(page, h - heads - kvHeads, false), codecOf(false), position & 31, headDim, x);
       continue;
     }

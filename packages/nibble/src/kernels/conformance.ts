@@ -21,8 +21,6 @@ import { referenceBackend, STATUS_WORD } from "./reference.js";
 export interface ConformanceOptions {
   /** False for a backend that uses fma in attention's P·V and f32 q·k. */
   exactAttention: boolean;
-  /** Whether the backend runs the kivi codecs. */
-  kivi?: boolean;
   /** Random programs per op. Default 60. */
   programs?: number;
 }
@@ -138,12 +136,12 @@ function makeLab(make: Make, seed: number, rows?: number): Lab {
  */
 export function conformanceSuite(
   backend: Backend | (() => Backend | Promise<Backend>),
-  { exactAttention, kivi = false, programs = 60 }: ConformanceOptions,
+  { exactAttention, programs = 60 }: ConformanceOptions,
 ): void {
   const cases = {
     ...rowCases,
     ...linearCases,
-    ...attentionCases(exactAttention, kivi),
+    ...attentionCases(exactAttention),
     ...statsCases,
   };
 

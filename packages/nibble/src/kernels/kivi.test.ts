@@ -11,6 +11,7 @@ import { loadAddon, makeNativeBackend } from "./native.js";
 import { KV_CODEC, PAGE_TOKENS } from "./ops.js";
 import { f16ToF32, f32ToF16 } from "./reference/numerics.js";
 import { referenceBackend } from "./reference.js";
+import { wasmBackend } from "./wasm.js";
 
 const GROUP = 32;
 
@@ -152,6 +153,7 @@ const CASES: Case[] = [
 
 const BACKENDS: [string, Backend][] = [
   ["reference", referenceBackend],
+  ["wasm", wasmBackend],
   ...nativeVariants().map((name): [string, Backend] => [`native ${name}`, makeNativeBackend(name)]),
 ];
 

@@ -41,7 +41,6 @@ for (const variant of variants ?? []) {
     });
     conformanceSuite(() => makeNativeBackend(variant), {
       exactAttention: true,
-      kivi: true,
       programs: variant === variants?.[0] ? 60 : 24,
     });
   });

@@ -340,12 +340,11 @@ const attendTile: Make = (lab) => {
 };
 
 /** @param exactAttention true when P·V and f32 q·k use no fma (docs/engine.md, section 1) */
-export function attentionCases(exactAttention: boolean, kivi: boolean): Record<string, Make> {
+export function attentionCases(exactAttention: boolean): Record<string, Make> {
   return {
     appendKv,
-    ...(kivi
-      ? { "appendKv, kivi": appendKivi, "attention, kivi": attend(kiviPlanes, exactAttention) }
-      : {}),
+    "appendKv, kivi": appendKivi,
+    "attention, kivi": attend(kiviPlanes, exactAttention),
     "attention, integer keys, 8-bit queries": attend(integerScores, exactAttention),
     "attention, float keys": attend(floatScores, exactAttention),
     "attention, integer keys, f32 queries": attend(mixedScores, false),
