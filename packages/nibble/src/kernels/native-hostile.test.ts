@@ -13,7 +13,7 @@ import { statsCases } from "./conformance/stats-cases.js";
 import { loadAddon, makeNativeBackend } from "./native.js";
 import { CONTROL_BYTES, HEADER, LINE } from "./ops.js";
 
-const CASES = { ...rowCases, ...linearCases, ...attentionCases(true, false), ...statsCases };
+const CASES = { ...rowCases, ...linearCases, ...attentionCases(true), ...statsCases };
 const PROGRAMS = 12;
 /** Corruptions of one program. */
 const ROUNDS = 8;
