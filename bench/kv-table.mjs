@@ -153,8 +153,35 @@ const PARTS = {
         ),
       ]),
     ),
-  size: (cache) => nibble("plan", model, "--cache", flags.size, ...cache),
+  size: (cache) => measureSize(cache),
 };
+
+/** Bytes that a cache holds after a text of `--size` tokens, everything included. */
+async function measureSize([, kv, , calibration]) {
+  const library = await import("../packages/nibble/dist/index.js");
+  const opened = await library.openModel(model, {
+    kv: {
+      ...(kv.startsWith("{") ? JSON.parse(kv) : library.kvPreset(kv)),
+      ...(calibration ? { calibration } : {}),
+    },
+    maxContext: settings.size,
+    threads: settings.threads,
+  });
+  try {
+    const { config } = opened.model;
+    const ids = opened.tokenizer.encode(readFileSync(text, "utf8")).slice(0, settings.size);
+    await opened.runner.prefill(0, ids, 0, { logits: false });
+    const cacheBytes =
+      opened.runner.cache?.bytes().total ?? library.kvBytes(opened.kv, config, ids.length);
+    const elements =
+      2 * ids.length * config.numHiddenLayers * config.numKeyValueHeads * config.headDim;
+    return { tokens: ids.length, cacheBytes, bitsPerElement: (8 * cacheBytes) / elements };
+  } catch (error) {
+    return { error: error.message };
+  } finally {
+    await opened.close();
+  }
+}
 
 const wanted = flags.parts.split(",");
 for (const part of wanted) {
@@ -179,7 +206,7 @@ for (const name of names) {
   }
   for (const part of missing) {
     console.error(`${name}: ${part} (load ${loadavg()[0].toFixed(1)})`);
-    row[part] = PARTS[part](cache);
+    row[part] = await PARTS[part](cache);
     save();
   }
 }
@@ -188,7 +215,7 @@ console.log(markdown());
 
 function markdown() {
   const found = (row, length) => {
-    const cells = row.passkey?.cells?.filter((cell) => cell.length === length) ?? [];
+    const cells = row.passkey?.passkey?.cells.filter((cell) => cell.length === length) ?? [];
     if (cells.length === 0) return row.passkey?.error ?? "";
     return `${Math.round((100 * cells.reduce((sum, c) => sum + c.accuracy, 0)) / cells.length)} %`;
   };

@@ -127,6 +127,22 @@ describe("verbs on a tiny model", () => {
     expect(worst).toBeLessThan(1e-4);
   });
 
+  it("calibrate-kv says what it cannot learn and leaves no file behind", async () => {
+    const file = join(folder, "kv.safetensors");
+    const calibrate = (...argv: string[]) => nibble("calibrate-kv", ...argv, ...engine);
+    const exact = await calibrate(model, "--preset", "fp16", "-o", file);
+    expect(exact).toMatchObject({ code: 2, error: { code: "usage" } });
+    expect(exact.error.message).toContain("learns nothing from calibration");
+    expect(exact.error.hint).toContain("kvquant");
+    const misspelt = await calibrate(model, "--preset", "quarot-kv5", "-o", file);
+    expect(misspelt.error.hint).toContain("quarot-kv");
+    const samples = await calibrate(model, "--samples", "0", "-o", file);
+    expect(samples.error.message).toContain("--samples 0");
+    expect((await calibrate(join(folder, "none"), "--preset", "fp16", "-o", file)).code).toBe(3);
+    expect((await calibrate(model)).code).toBe(2);
+    expect(await readdir(folder)).not.toContain("kv.safetensors");
+  });
+
   it("refuses what cannot be done, with code and exit code", async () => {
     const text = join(folder, "text.txt");
     await writeFile(text, "some words");
