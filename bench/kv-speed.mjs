@@ -1,9 +1,9 @@
 #!/usr/bin/env node
 // Decode speed by cache: nibble's presets in turn, round by round in one process, with ratios to fp16 in the same round.
 //   node bench/kv-speed.mjs <nibble artifact> [--depths 512,4096,8192] [--threads 1,2] [--rounds 5] [--steps 16]
-//     [--kv fp32,fp16,quarot-kv8,quarot-kv4,kivi4,kivi2] [--backend auto] [--gguf model.gguf] [--json]
+//     [--kv fp32,fp16,quarot-kv8,quarot-kv4,kivi4,kivi2] [--backend auto] [--gguf model.gguf] [--llama f16,q8_0,q4_0] [--json]
 // With --gguf and the peers installed (npm install --prefix bench/peers --omit=optional), llama.cpp decodes the same model
-// as Q4_0 beside them with f16, q8_0 and q4_0 caches (flash attention on, as its quantized caches need).
+// as Q4_0 beside them with the caches of --llama (flash attention on, as its quantized caches need).
 // CPU ms: processor time of the process per token, which other processes disturb less than the clock.
 import { existsSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -23,6 +23,7 @@ const { values, positionals } = parseArgs({
     kv: { type: "string", default: "fp32,fp16,quarot-kv8,quarot-kv4,kivi4,kivi2" },
     backend: { type: "string", default: "auto" },
     gguf: { type: "string" },
+    llama: { type: "string", default: "f16,q8_0,q4_0" },
     json: { type: "boolean", default: false },
   },
 });
@@ -132,7 +133,7 @@ const rows = [];
 for (const threads of values.threads.split(",").map(Number)) {
   const lanes = [];
   for (const kv of values.kv.split(",")) lanes.push(await openNibble(kv, threads));
-  for (const type of peer ? ["F16", "Q8_0", "Q4_0"] : []) {
+  for (const type of peer ? values.llama.toUpperCase().split(",") : []) {
     lanes.push(await openLlama(peer, type, threads));
   }
   const base = Math.max(
