@@ -32,9 +32,7 @@ if (!artifact) {
   console.error("usage: node bench/kv-speed.mjs <nibble artifact> [--depths …] [--threads …]");
   process.exit(2);
 }
-const { cacheBitsPerElement, cacheBytes, openModel } = await import(
-  "../packages/nibble/dist/index.js"
-);
+const { kvBitsPerElement, kvBytes, openModel } = await import("../packages/nibble/dist/index.js");
 
 const depths = values.depths.split(",").map(Number);
 const steps = Number(values.steps);
@@ -55,8 +53,8 @@ async function openNibble(kv, threads) {
   let filled = 0;
   return {
     name: kv,
-    bits: cacheBitsPerElement(opened.kv, compiled.config.headDim),
-    bytes: cacheBytes(opened.kv, compiled.config, Math.max(...depths)),
+    bits: kvBitsPerElement(opened.kv, compiled.config),
+    bytes: kvBytes(opened.kv, compiled.config, Math.max(...depths)),
     variant: `${compiled.engine.backend} ${compiled.engine.variant}`,
     async fill(depth) {
       if (filled < depth) {
