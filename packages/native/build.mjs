@@ -4,6 +4,7 @@
  *   node build.mjs             compile what changed
  *   node build.mjs --force     compile everything
  *   node build.mjs --sanitize  compile with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize
+ *   node build.mjs --emulate   cross-compile the arm64 kernels into build/arm64/run, a program for an emulator
  *
  * Without a compiler it prints one line and succeeds: WebAssembly runs instead.
  */
@@ -11,15 +12,17 @@ import { execFile, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const source = join(here, "src");
 const sanitize = process.argv.includes("--sanitize");
-const build = join(here, "build", sanitize ? "sanitize" : "");
-const output = join(build, "nibble.node");
+const emulate = process.argv.includes("--emulate");
+const arch = emulate ? "arm64" : process.arch;
+const build = join(here, "build", sanitize ? "sanitize" : emulate ? "arm64" : "");
+const output = join(build, emulate ? "run" : "nibble.node");
 const run = promisify(execFile);
 
 /** Sources compiled once per instruction set, with NIBBLE_ISA set to its name. */
@@ -41,12 +44,15 @@ const KERNELS = [
   "stats",
   "table",
 ];
-const COMMON = ["addon", "ceilings", "cpu", "pack", "threads", "validate"];
+const COMMON = emulate
+  ? ["../emulate/main", "threads", "validate"]
+  : ["addon", "ceilings", "cpu", "pack", "threads", "validate"];
 
 const ISAS = {
   x64: {
     baseline: [],
     avx2: ["-mavx2", "-mfma", "-mf16c"],
+    avxvnni: ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
     avx512vnni: [
       ..."-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(" "),
       ..."-mavx2 -mfma -mf16c -mprefer-vector-width=512".split(" "),
@@ -78,10 +84,22 @@ const SANITIZE = sanitize
 const PLATFORMS = ["linux", "darwin", "freebsd"];
 
 function findCompiler() {
+  if (emulate) return process.env.NIBBLE_ARM64_CC ?? "aarch64-linux-gnu-gcc";
   const candidates = [process.env.CC, "cc", "gcc", "clang"].filter(Boolean);
   return candidates.find(
     (name) => spawnSync(name, ["--version"], { stdio: "ignore" }).status === 0,
   );
+}
+
+/** Drops the instruction sets that an old compiler does not know; the sources then leave them out of their table. */
+function dropUnknown(compiler) {
+  for (const [isa, flags] of Object.entries(ISAS[arch])) {
+    const args = [...flags, "-x", "c", "-c", "-o", "/dev/null", "-"];
+    if (spawnSync(compiler, args, { input: "int nibble;\n" }).status === 0) continue;
+    console.log(`native: ${compiler} does not know ${flags.join(" ")}; built without ${isa}`);
+    delete ISAS[arch][isa];
+    FLAGS.push(`-DNIBBLE_WITHOUT_${isa}`);
+  }
 }
 
 /** Modification time, 0 when the file is missing. */
@@ -89,8 +107,9 @@ const modified = (path) => (existsSync(path) ? statSync(path).mtimeMs : 0);
 
 /** One compilation: [object file, arguments]. */
 function jobs(include) {
-  const list = COMMON.map((name) => [`${name}.o`, [join(source, `${name}.c`)]]);
-  for (const [isa, flags] of Object.entries(ISAS[process.arch])) {
+  const list = COMMON.map((name) => [`${basename(name)}.o`, [join(source, `${name}.c`)]]);
+  for (const [isa, flags] of Object.entries(ISAS[arch])) {
+    if (emulate && isa === "baseline") continue;
     for (const name of KERNELS) {
       list.push([`${name}-${isa}.o`, [...flags, `-DNIBBLE_ISA=${isa}`, join(source, `${name}.c`)]]);
     }
@@ -113,7 +132,7 @@ async function compile(compiler, list) {
 }
 
 async function main() {
-  if (!ISAS[process.arch] || !PLATFORMS.includes(process.platform)) {
+  if (!ISAS[arch] || !PLATFORMS.includes(process.platform)) {
     console.log(
       `native: not built on ${process.platform}-${process.arch}; WebAssembly runs instead`,
     );
@@ -124,6 +143,7 @@ async function main() {
     console.log("native: no C compiler (cc, gcc or clang) found; WebAssembly runs instead");
     return;
   }
+  dropUnknown(compiler);
   const include = createRequire(import.meta.url)("node-api-headers").include_dir;
   mkdirSync(build, { recursive: true });
   const headers = readdirSync(source).filter((name) => name.endsWith(".h"));
@@ -139,8 +159,9 @@ async function main() {
   if (stale.length === 0 && modified(output) > 0) return;
   const started = performance.now();
   await compile(compiler, stale);
-  const link =
+  const shared =
     process.platform === "darwin" ? ["-bundle", "-undefined", "dynamic_lookup"] : ["-shared"];
+  const link = emulate ? ["-static"] : shared;
   const objects = jobs(include).map(([path]) => path);
   const fresh = `${output}.${process.pid}`;
   try {

@@ -24,6 +24,11 @@ static int has_avx2(void) {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 }
 
+static int has_avxvnni(void) {
+  uint32_t a, b, c, d;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
 static int has_avx512vnni(void) {
   uint32_t a, b, c, d;
   if (!has_avx2() || (saved_state() & 0xe6) != 0xe6) return 0;
@@ -44,8 +49,15 @@ static int has_dot_product(void) {
 const nb_variant *nb_variants(void) {
   static const nb_variant list[] = {
 #if defined(__x86_64__)
+#if !defined(NIBBLE_WITHOUT_avx512vnni)
       {&nb_kernels_avx512vnni, has_avx512vnni, "AVX-512 F, BW, VL, DQ and VNNI"},
+#endif
+#if !defined(NIBBLE_WITHOUT_avxvnni)
+      {&nb_kernels_avxvnni, has_avxvnni, "AVX-VNNI, AVX2, FMA and F16C"},
+#endif
+#if !defined(NIBBLE_WITHOUT_avx2)
       {&nb_kernels_avx2, has_avx2, "AVX2, FMA and F16C"},
+#endif
 #elif defined(__aarch64__)
       {&nb_kernels_neon, has_dot_product, "the dot product extension"},
 #endif

@@ -31,6 +31,9 @@ INLINE vi nb_dot(int wide, vi acc, vi u, int32_t quad) {
   /* One instruction in assembly: gcc 12 spills accumulators written with the intrinsic. */
   const vi s = vi_set(quad);
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.p[0]) : "v"(u.p[0]), "v"(s.p[0]));
+#elif defined(__AVXVNNI__)
+  const __m256i s = _mm256_set1_epi32(quad);
+  PER_PART __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.p[i_]) : "x"(u.p[i_]), "x"(s));
 #elif defined(__AVX2__)
   const __m256i s = _mm256_set1_epi32(quad), ones = _mm256_set1_epi16(1);
   PER_PART {

@@ -51,6 +51,7 @@ void nb_execute(nb_ctx *, const nb_kernels *);
 extern const nb_kernels nb_kernels_baseline;
 #if defined(__x86_64__)
 extern const nb_kernels nb_kernels_avx2;
+extern const nb_kernels nb_kernels_avxvnni;
 extern const nb_kernels nb_kernels_avx512vnni;
 #elif defined(__aarch64__)
 extern const nb_kernels nb_kernels_neon;

@@ -1,6 +1,7 @@
 #include "validate.h"
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include "kernels.h"
 #include "pages.h"
 

@@ -23,6 +23,8 @@ export interface ConformanceOptions {
   exactAttention: boolean;
   /** Random programs per op. Default 60. */
   programs?: number;
+  /** Pairs of runs that race for the registers. Default 300. */
+  races?: number;
 }
 
 const ARENA_BYTES = 16 * 2 ** 20;
@@ -136,7 +138,7 @@ function makeLab(make: Make, seed: number, rows?: number): Lab {
  */
 export function conformanceSuite(
   backend: Backend | (() => Backend | Promise<Backend>),
-  { exactAttention, programs = 60 }: ConformanceOptions,
+  { exactAttention, programs = 60, races = 300 }: ConformanceOptions,
 ): void {
   const cases = {
     ...rowCases,
@@ -243,8 +245,7 @@ export function conformanceSuite(
         upload(engine, lab);
         const program = engine.load(lab.words(engine.threads));
         const registers = new Int32Array(engine.memory, 0, 256);
-        const rounds = 300;
-        for (let i = 0; i < rounds; i++) {
+        for (let i = 0; i < races; i++) {
           registers[20] = 0;
           await engine.run(program);
           registers[20] = 4;
@@ -252,7 +253,7 @@ export function conformanceSuite(
         }
         program.dispose();
         const x = new Float32Array(engine.memory, at * 64, lab.rows * 16);
-        const wrong = x.findIndex((value) => value !== 1 + 22 * rounds);
+        const wrong = x.findIndex((value) => value !== 1 + 22 * races);
         expect(wrong, `${engine.threads} threads: ${x[wrong]}`).toBe(-1);
       }
     });

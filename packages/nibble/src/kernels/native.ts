@@ -1,7 +1,7 @@
 /**
  * The native backend: the C addon of `@nibble/native`, which has one set of kernels per instruction set and picks none by
  * itself. A variant is used when the processor has it and it answers the known-answer probe; `NIBBLE_NATIVE_VARIANT`
- * (avx512vnni, avx2, neon, baseline) forces one.
+ * (avx512vnni, avxvnni, avx2, neon, baseline) forces one.
  */
 import { createRequire } from "node:module";
 import { BackendError, nearestName, ResourceError } from "../core/errors.js";
