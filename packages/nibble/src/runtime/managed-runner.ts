@@ -79,6 +79,8 @@ export class ManagedRunner extends Runner {
   readonly #attender: EngineAttender;
   readonly #kv: ResolvedKv;
   readonly #managed: ManagedTables;
+  /** Lengths without their drafts of the sequences that have one. */
+  readonly #committed = new Map<number, number>();
   /** Attention output of one sequence of a run. */
   #out = new Float32Array(0);
 
@@ -122,18 +124,31 @@ export class ManagedRunner extends Runner {
       this.#inOrder(sequence, rows.positions[own[0] as number] as number);
     }
     this.prepare(rows, logitRows);
+    for (const slot of rows.drafts ?? []) this.#committed.set(slot, this.cache.length(slot));
     const n = rows.tokens.length;
     const { embed, input, output, finish } = this.#layers;
     await this.#run(embed, n);
     for (let layer = 0; layer < input.length; layer++) {
       await this.#run(input[layer] as LoadedProgram, n);
       for (const part of parts.values()) {
-        await this.#attend(layer, part, rows.positions, { kind: "stepwise" });
+        const kind = rows.drafts?.has(part.sequence) ? "scratch" : "stepwise";
+        await this.#attend(layer, part, rows.positions, { kind });
       }
       await this.#run(output[layer] as LoadedProgram, n);
     }
     this.model.registers[REGISTER.logitRows] = logitRows.length;
     await this.#run(finish, n);
+  }
+
+  /** Drafted rows were exact and unknown to policies; those that stay are counted and sealed now. */
+  override keep(slot: number, length: number): void {
+    const before = this.#committed.get(slot);
+    if (before === undefined) {
+      super.keep(slot, length);
+      return;
+    }
+    this.#committed.delete(slot);
+    for (const layer of this.cache.layers(slot)) layer.commit(length - before);
   }
 
   override async prefill(

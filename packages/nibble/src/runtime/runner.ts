@@ -15,6 +15,8 @@ export interface Rows {
   tokens: ArrayLike<number>;
   positions: ArrayLike<number>;
   sequences: ArrayLike<number>;
+  /** Sequences whose rows are drafts: `keep` says afterwards how many of them stay. */
+  drafts?: ReadonlySet<number>;
 }
 
 /** Statistics of one row of logits. */
@@ -72,6 +74,11 @@ export class Runner {
     this.prepare(rows, logitRows);
     if (blocking) model.engine.runSync(model.step);
     else await model.engine.run(model.step);
+  }
+
+  /** Ends the draft of a sequence: its first `length` tokens stay, the rest is as if it had never been run. */
+  keep(slot: number, length: number): void {
+    this.tables.truncate(slot, length);
   }
 
   /** Checks and writes the inputs of a run, and sets its registers. */

@@ -12,6 +12,8 @@ export interface FeedRequest {
   from: number;
   /** For how many of the last tokens logits are wanted. */
   logits: number;
+  /** The tokens are a draft: they run together, and `runner.keep` ends it. */
+  draft?: boolean;
   signal?: AbortSignal | undefined;
 }
 
@@ -107,7 +109,7 @@ export class Scheduler {
       const plain = Math.max(0, rest(job) - job.request.logits + job.logits.length);
       const wanted = rest(job) - plain;
       const count = Math.min(rest(job), rows, plain + logits);
-      if (count === 0) continue;
+      if (count === 0 || (job.request.draft && count < rest(job))) continue;
       const share = { job, count, logits: Math.max(0, Math.min(wanted, count - plain)) };
       shares.push(share);
       rows -= count;
@@ -126,8 +128,10 @@ export class Scheduler {
     const positions: number[] = [];
     const sequences: number[] = [];
     const logitRows: number[] = [];
+    const drafts = new Set<number>();
     for (const { job, count, logits } of shares) {
       const { request, done } = job;
+      if (request.draft) drafts.add(request.slot);
       for (let i = 0; i < count; i++) {
         if (i >= count - logits) logitRows.push(tokens.length);
         tokens.push(request.tokens[done + i] as number);
@@ -139,7 +143,7 @@ export class Scheduler {
     if (alone && this.#runsAlone(alone.job)) {
       const { slot, from, tokens: prompt, signal } = alone.job.request;
       await this.#runner.prefill(slot, prompt, from, { logits: true, signal });
-    } else await this.#runner.step({ tokens, positions, sequences }, logitRows);
+    } else await this.#runner.step({ tokens, positions, sequences, drafts }, logitRows);
     this.runs++;
     this.rows += tokens.length;
     let row = 0;

@@ -175,7 +175,7 @@ export class Session {
     { sampler, ids, limit, draftTokens, drafter }: GenerationPlan,
     options: GenerateOptions,
   ): AsyncGenerator<GeneratedPiece> {
-    const { tokenizer, model, compiled, prefixes } = this.#opened;
+    const { tokenizer, model, compiled, prefixes, runner } = this.#opened;
     const { signal } = options;
     const started = performance.now();
     const reusedTokens = this.#reuse(ids);
@@ -229,21 +229,28 @@ export class Session {
           draftTokens,
           limit - produced.length - 1,
           compiled.maxContext - position - 1,
-          compiled.maxLogitRows - 1,
+          Math.min(compiled.maxLogitRows, compiled.maxRows) - 1,
         );
         const draft =
           room > 0
             ? await drafter.propose(context, room, sampler, produced.length)
             : { tokens: [] };
-        logits = await this.#feed([token, ...draft.tokens], draft.tokens.length + 1, signal);
+        const fed = [token, ...draft.tokens];
+        logits = await this.#feed(fed, fed.length, signal, draft.tokens.length > 0);
         chosen = verifyDraft(sampler, draft, logits, context, produced.length);
         counter.add(draft.tokens.length, chosen.length - 1);
-        this.#truncate(position + chosen.length);
+        if (draft.tokens.length > 0) {
+          // An end token is never run, so what it comes after is all that stays.
+          const end = chosen.findIndex((id) => stops.has(id));
+          this.#cached.length = position + (end < 0 ? chosen.length : end + 1);
+          this.#opened.runner.keep(this.#slot, this.#cached.length);
+        }
       }
       context.push(...chosen);
     }
-    // Tokens that were verified but not given out leave the cache, as if they had never been run.
-    this.#truncate(Math.min(this.#cached.length, ids.length + produced.length));
+    // Tokens that were verified but not given out (a stop text came first) leave the cache where it can give them back.
+    const end = Math.min(this.#cached.length, ids.length + produced.length);
+    if (runner.tables.keepable(this.#slot, end) === end) this.#truncate(end);
     const rest = decoder?.flush() ?? "";
     if (rest) {
       text += rest;
@@ -293,12 +300,20 @@ export class Session {
     tokens: readonly number[],
     count: number,
     signal: AbortSignal | undefined,
+    draft = false,
   ): Promise<Float32Array[]> {
     const { runner, scheduler } = this.#opened;
     const from = this.#cached.length;
     runner.tables.reserve(this.#slot, from + tokens.length);
     try {
-      const rows = await scheduler.feed({ slot: this.#slot, tokens, from, logits: count, signal });
+      const rows = await scheduler.feed({
+        slot: this.#slot,
+        tokens,
+        from,
+        logits: count,
+        draft,
+        signal,
+      });
       this.#cached.push(...tokens);
       return rows;
     } catch (error) {

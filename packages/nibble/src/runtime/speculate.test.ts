@@ -1,7 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { tinyModel } from "../../test/tiny-model.js";
 import { Philox } from "../core/rng.js";
+import type { KvRecipe } from "../model/model.js";
 import { DraftModel } from "./draft-model.js";
+import { ManagedRunner } from "./managed-runner.js";
 import { NgramDrafter } from "./ngram-drafter.js";
 import { type OpenedModel, openLoaded } from "./opened.js";
 import { Sampler, type SamplingOptions } from "./sampler.js";
@@ -9,7 +11,7 @@ import { createSession, type GenerateOptions } from "./session.js";
 import { type Drafter, verifyDraft } from "./speculate.js";
 
 const VOCABULARY = 12;
-const open = (seed: number, kv = "fp32", vocabSize = VOCABULARY) =>
+const open = (seed: number, kv: string | KvRecipe = "fp32", vocabSize = VOCABULARY) =>
   openLoaded(tinyModel({ vocabSize, maxPositionEmbeddings: 256 }, seed), {
     backend: "reference",
     threads: 1,
@@ -82,6 +84,39 @@ describe("greedy", () => {
       // The tiny model repeats itself before long, so most drafts hold.
       expect(fast.summary.speculation?.acceptance).toBeGreaterThan(0.5);
       await opened.close();
+    }
+  });
+
+  it("works on managed caches through commit and rollback", async () => {
+    // Nothing is dropped or sealed within a draft: the tokens are those of plain decoding.
+    const exact: KvRecipe = { k: { codec: "fp32" }, v: { codec: "fp16" }, sinks: 4 };
+    const opened = await open(1, exact);
+    expect(opened.runner).toBeInstanceOf(ManagedRunner);
+    const plain = await tokensOf(opened, PROMPT, { maxTokens: 60 });
+    const options = { maxTokens: 60, speculate: "ngram" as const, draftTokens: 5 };
+    const fast = await tokensOf(opened, PROMPT, options);
+    expect(fast.summary.tokens).toEqual(plain.summary.tokens);
+    expect(fast.session.cachedTokens).toEqual([...PROMPT, ...plain.summary.tokens].slice(0, -1));
+    await opened.close();
+
+    // Policies see accepted rows only: the budget holds, and the answer repeats itself.
+    for (const retention of [
+      { type: "window", sinks: 2, recent: 20 },
+      { type: "h2o", heavy: 8, recent: 12 },
+      { type: "keyformer", budget: 20 },
+    ]) {
+      const model = await open(1, { k: { codec: "fp16" }, v: { codec: "fp16" }, retention });
+      const random = () => ({ ...options, speculate: new RandomDrafter() });
+      const first = await tokensOf(model, PROMPT, random());
+      const second = await tokensOf(model, PROMPT, random());
+      expect(second.summary.tokens).toEqual(first.summary.tokens);
+      expect(first.summary.speculation?.drafted).toBeGreaterThan(50);
+      const { cache } = model.runner as ManagedRunner;
+      expect(cache.length(0)).toBe(PROMPT.length + 59);
+      for (const { streams } of cache.layers(0)) {
+        for (const stream of streams) expect(stream.length).toBeLessThanOrEqual(22);
+      }
+      await model.close();
     }
   });
 
