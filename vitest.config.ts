@@ -1,8 +1,8 @@
 import { defineConfig } from "vitest/config";
 
 /**
- * Four tiers, one project each: `unit` (no model files, no browser; `npm test`), `model` (SmolLM2-135M), `browser` (a
- * system Chromium) and `queue` (a system redis-server). `npx vitest run some/file.test.ts` picks the right project by itself.
+ * Tiers, one project each: `unit` (no model files, no browser; `npm test`), `model` (SmolLM2-135M), `browser` (a system
+ * Chromium), `queue` (a system redis-server) and `acceptance` (SmolLM2-135M, long measurements; not in CI). `npx vitest run some/file.test.ts` picks the right project by itself.
  */
 const root = "packages/nibble";
 export default defineConfig({
@@ -15,7 +15,9 @@ export default defineConfig({
         test: {
           name: "unit",
           include: [`${root}/src/**/*.test.ts`, `${root}/test/**/*.test.ts`],
-          exclude: ["model", "browser", "queue"].map((tier) => `${root}/test/${tier}/**`),
+          exclude: ["model", "browser", "queue", "acceptance"].map(
+            (tier) => `${root}/test/${tier}/**`,
+          ),
           testTimeout: 30_000,
           hookTimeout: 30_000,
         },
@@ -26,6 +28,16 @@ export default defineConfig({
           name: "model",
           include: [`${root}/test/model/**/*.test.ts`],
           testTimeout: 15 * 60_000,
+          hookTimeout: 10 * 60_000,
+          fileParallelism: false,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "acceptance",
+          include: [`${root}/test/acceptance/**/*.test.ts`],
+          testTimeout: 60 * 60_000,
           hookTimeout: 10 * 60_000,
           fileParallelism: false,
         },

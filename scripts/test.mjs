@@ -1,6 +1,6 @@
 /**
  * Runs one tier of tests: `unit` (default; no model files, no browser), `model` (SmolLM2-135M), `browser` (Chromium),
- * `queue` (redis-server).
+ * `queue` (redis-server), `acceptance` (SmolLM2-135M, long measurements).
  * Further arguments go to vitest. Ends with a count and the tiers that did not run. A tier whose means are missing is
  * skipped with a message, or fails when CI is set. Exit codes: 0 passed or skipped, 1 failed, 2 usage.
  */
@@ -22,6 +22,7 @@ const TIERS = {
   model: { command: "npm run test:model", means: modelFolder },
   browser: { command: "npm run test:browser", means: chromium },
   queue: { command: "npm run test:queue", means: redisServer },
+  acceptance: { command: "npm run test:acceptance", means: modelFolder },
 };
 
 const [first, ...others] = process.argv.slice(2);

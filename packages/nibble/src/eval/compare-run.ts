@@ -93,7 +93,7 @@ export async function compareModels(
     for (const [i, model] of models.entries()) {
       stage(i, names[i] as string);
       if (data.length > 0) {
-        const opened = await openForTasks(model, options);
+        const opened = await openForTasks(model, data, options);
         try {
           answers.push(await runTasks(opened, data, options));
           if (!text) facts.push(await factsOf(opened, names[i] as string, model));

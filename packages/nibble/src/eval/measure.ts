@@ -5,8 +5,10 @@ import { FormatError } from "../core/errors.js";
 import type { OnProgress } from "../core/progress.js";
 import type { BackendId } from "../kernels/contract.js";
 import type { KvRecipe } from "../model/model.js";
+import { Tokenizer } from "../model/tokenizer.js";
 import { loadModel } from "../runtime/load-model.js";
 import { type OpenedModel, type OpenOptions, openModel } from "../runtime/open.js";
+import type { Alternative } from "./batch-score.js";
 import {
   encodeStream,
   evaluatePerplexity,
@@ -18,7 +20,7 @@ import { tasks as registry } from "./tasks/index.js";
 import { jsonLines, parseItems } from "./tasks/items.js";
 import { type FetchDataset, loadTaskItems } from "./tasks/source.js";
 import type { Task, TaskItem } from "./tasks/task.js";
-import { evaluateTask, SCORING_SEQUENCES, type TaskResult } from "./zero-shot.js";
+import { encodeTask, evaluateTask, SCORING_SEQUENCES, type TaskResult } from "./zero-shot.js";
 
 export interface MeasureOptions {
   onProgress?: OnProgress;
@@ -165,17 +167,25 @@ export async function readTasks(
   return out;
 }
 
-/** Results of tasks on a model that is open (with several sequences, for speed). */
+/** A model that is open for tasks, and their items in its tokens (in the order of the tasks). */
+export interface OpenedForTasks extends OpenedModel {
+  readonly encoded: Alternative[][][];
+}
+
+/** Results of tasks on a model that was opened for them. */
 export async function runTasks(
-  opened: OpenedModel,
+  opened: OpenedForTasks,
   data: TaskData[],
   options: TasksOptions = {},
 ): Promise<Record<string, TaskResult>> {
-  const { onProgress, signal, fewShot = 0, seed = 0 } = options;
+  const { onProgress, signal } = options;
   const results: Record<string, TaskResult> = {};
-  for (const { task, items, pool, own } of data) {
+  for (const [t, one] of data.entries()) {
+    const { task, items } = one;
+    const fewShot = shotsOf(one, options);
     results[task.id] = await evaluateTask(opened, task, items, {
-      ...(fewShot > 0 ? { fewShot: { count: fewShot, seed, pool, own } } : {}),
+      encoded: opened.encoded[t] as Alternative[][],
+      ...(fewShot ? { fewShot } : {}),
       ...(signal ? { signal } : {}),
       onItem: (item, total, accuracy) =>
         onProgress?.({
@@ -191,23 +201,50 @@ export async function runTasks(
   return results;
 }
 
-/** Tokens that a question of a zero-shot task may have; longer ones are cut from the left. Examples get room on top. */
-const QUESTION_TOKENS = 1024;
+function shotsOf({ pool, own }: TaskData, { fewShot = 0, seed = 0 }: TasksOptions) {
+  return fewShot > 0 ? { count: fewShot, seed, pool, own } : undefined;
+}
 
-/** How a model is opened for tasks: many sequences, each with room for a question and its examples. */
-export async function openForTasks(model: string, options: TasksOptions): Promise<OpenedModel> {
-  // The limit of the model itself is known once it is loaded; loading reads no weights.
+/** Tokens of cache that all sequences together get at most, but for one question that is longer. */
+const CACHE_TOKENS = 48 * 1024;
+/** Contexts are opened in steps, so that few more or fewer tokens do not matter. */
+const CONTEXT_STEP = 64;
+
+/**
+ * Opens a model for tasks: as many sequences as help, each with room for the longest question with its examples. Only
+ * what exceeds the model's own limit is cut (from the left, with a warning).
+ */
+export async function openForTasks(
+  model: string,
+  data: TaskData[],
+  options: TasksOptions,
+): Promise<OpenedForTasks> {
+  const { onProgress, signal } = options;
+  // Loading reads no weights.
   const loaded = await loadModel(model, {
-    ...(options.onProgress ? { onProgress: options.onProgress } : {}),
-    ...(options.signal ? { signal: options.signal } : {}),
+    ...(onProgress ? { onProgress } : {}),
+    ...(signal ? { signal } : {}),
   });
   try {
-    const wanted = QUESTION_TOKENS * (1 + (options.fewShot ?? 0));
-    const maxContext = Math.min(loaded.config.maxPositionEmbeddings, wanted);
-    const sequences = Math.max(1, Math.round((SCORING_SEQUENCES * QUESTION_TOKENS) / maxContext));
+    const tokenizer = loaded.files.has("tokenizer.json") ? Tokenizer.fromFiles(loaded.files) : null;
+    const encoded = data.map((one) => {
+      onProgress?.({ type: "log", level: "debug", message: `${one.task.id}: to tokens` });
+      return encodeTask({ tokenizer, model: loaded }, one.task, one.items, shotsOf(one, options));
+    });
+    let longest = CONTEXT_STEP;
+    for (const { ids } of encoded.flat(2)) longest = Math.max(longest, ids.length - 1);
+    const maxContext = Math.min(
+      loaded.config.maxPositionEmbeddings,
+      Math.ceil(longest / CONTEXT_STEP) * CONTEXT_STEP,
+    );
+    const sequences = Math.max(
+      1,
+      Math.min(SCORING_SEQUENCES, Math.floor(CACHE_TOKENS / maxContext)),
+    );
     const opened = await openModel(loaded, openOptions(options, { maxContext, sequences }));
     return {
       ...opened,
+      encoded,
       close: async () => {
         await opened.close();
         await loaded.close();
@@ -233,7 +270,7 @@ export async function measureTasks(
   options: TasksOptions = {},
 ): Promise<Record<string, TaskSummary>> {
   const data = await readTasks(ids, options);
-  const opened = await openForTasks(model, options);
+  const opened = await openForTasks(model, data, options);
   try {
     const results = await runTasks(opened, data, options);
     return Object.fromEntries(

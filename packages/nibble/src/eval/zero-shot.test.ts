@@ -6,7 +6,14 @@ import { tasks } from "./tasks/index.js";
 import { lambada } from "./tasks/lambada.js";
 import type { TaskItem } from "./tasks/task.js";
 import { winogrande } from "./tasks/winogrande.js";
-import { accuracyStderr, encodePair, encodeTask, evaluateTask, judge } from "./zero-shot.js";
+import {
+  accuracyStderr,
+  encodePair,
+  encodeTask,
+  evaluateTask,
+  fitTask,
+  judge,
+} from "./zero-shot.js";
 
 const item = (question: string, choices: string[], answer = 0): TaskItem => ({
   question,
@@ -124,7 +131,8 @@ describe("evaluateTask", () => {
   it("cuts contexts that are too long from the left and says so", async () => {
     const warnings: string[] = [];
     const model = fakeModel(new FakeRunner({ maxContext: 20 }));
-    const { groups, truncated } = encodeTask(model, arcEasy, [items[0] as TaskItem]);
+    const groups = encodeTask(model, arcEasy, [items[0] as TaskItem]);
+    const truncated = fitTask(groups, model.runner.model.maxContext);
     expect(truncated).toBe(1);
     for (const { ids } of groups[0] ?? []) expect(ids.length).toBe(21);
     const result = await evaluateTask(model, arcEasy, items, {
@@ -136,9 +144,9 @@ describe("evaluateTask", () => {
   it("few-shot examples are seeded, never the item itself, and do not depend on --limit", () => {
     const model = fakeModel(new FakeRunner({ maxContext: 4000 }));
     const shots = { count: 3, seed: 1, pool: items, own: true };
-    const all = encodeTask(model, arcEasy, items, shots).groups;
-    expect(encodeTask(model, arcEasy, items.slice(0, 5), shots).groups).toEqual(all.slice(0, 5));
-    expect(encodeTask(model, arcEasy, items, { ...shots, seed: 2 }).groups).not.toEqual(all);
+    const all = encodeTask(model, arcEasy, items, shots);
+    expect(encodeTask(model, arcEasy, items.slice(0, 5), shots)).toEqual(all.slice(0, 5));
+    expect(encodeTask(model, arcEasy, items, { ...shots, seed: 2 })).not.toEqual(all);
     expect(() => encodeTask(model, arcEasy, items, { ...shots, count: 12 })).toThrow(
       /only 12 items/,
     );

@@ -14,13 +14,17 @@ import {
 import { type FewShot, fewShotPrefix } from "./tasks/few-shot.js";
 import type { Task, TaskItem } from "./tasks/task.js";
 
-/** What evaluation needs of an opened model. */
-export interface ScoringModel {
-  readonly runner: ScoringRunner;
+/** What turning texts into tokens needs of a model. */
+export interface EncodingModel {
   readonly tokenizer: { encode(text: string, options: { special: boolean }): number[] } | null;
   readonly model: {
     readonly config: { readonly bosTokenId: number | null; readonly eosTokenIds: number[] };
   };
+}
+
+/** What evaluation needs of an opened model. */
+export interface ScoringModel extends EncodingModel {
+  readonly runner: ScoringRunner;
 }
 
 /** Options of openModel that suit scoring: many short questions at once. */
@@ -28,6 +32,8 @@ export const SCORING_SEQUENCES = 48;
 
 export interface ZeroShotOptions {
   fewShot?: FewShot;
+  /** The items' alternatives where they are encoded already (encodeTask), whole. */
+  encoded?: Alternative[][];
   /** Called after every finished question with the accuracy so far. */
   onItem?: (done: number, total: number, accuracy: number) => void;
   onWarning?: (line: string) => void;
@@ -85,7 +91,7 @@ function first(values: number[]): number {
  * @throws UsageError when nothing is left to score
  */
 export function encodePair(
-  model: ScoringModel,
+  model: EncodingModel,
   context: string,
   continuation: string,
 ): Alternative {
@@ -109,12 +115,11 @@ export function encodePair(
 }
 
 /** A model whose tokenizer remembers the last texts: the choices of a question mostly share their context. */
-function remembering(model: ScoringModel): ScoringModel {
+function remembering(model: EncodingModel): EncodingModel {
   const { tokenizer } = model;
   if (!tokenizer) return model;
   const known = new Map<string, number[]>();
   return {
-    runner: model.runner,
     model: model.model,
     tokenizer: {
       encode(text, options) {
@@ -159,24 +164,25 @@ export function judge(task: Task, item: TaskItem, scores: Likelihood[]): ItemRes
   };
 }
 
-/** The alternatives of every item of a task, ready for scoreGroups. */
+/** The alternatives of every item of a task, as long as they are. */
 export function encodeTask(
-  model: ScoringModel,
+  model: EncodingModel,
   task: Task,
   items: TaskItem[],
   fewShot?: FewShot,
-): { groups: Alternative[][]; truncated: number } {
-  let truncated = 0;
-  const groups = items.map((item, index) => {
+): Alternative[][] {
+  return items.map((item, index) => {
     const prefix = fewShotPrefix(task, index, fewShot);
     const encode = remembering(model);
-    const alternatives = item.choices.map((_, c) =>
+    return item.choices.map((_, c) =>
       encodePair(encode, prefix + task.context(item, c), task.continuation(item, c)),
     );
-    if (alternatives.filter((a) => fit(a, model.runner.model.maxContext)).length > 0) truncated++;
-    return alternatives;
   });
-  return { groups, truncated };
+}
+
+/** Cuts the contexts that do not fit from the left, as the harness does; gives the number of items that were cut. */
+export function fitTask(groups: Alternative[][], maxContext: number): number {
+  return groups.filter((group) => group.filter((a) => fit(a, maxContext)).length > 0).length;
 }
 
 /** Sums up judged items. */
@@ -219,7 +225,8 @@ export async function evaluateTask(
 ): Promise<TaskResult> {
   if (items.length === 0) throw new UsageError(`${task.id} has no items`);
   const started = performance.now();
-  const { groups, truncated } = encodeTask(model, task, items, options.fewShot);
+  const groups = options.encoded ?? encodeTask(model, task, items, options.fewShot);
+  const truncated = fitTask(groups, model.runner.model.maxContext);
   if (truncated > 0) {
     options.onWarning?.(
       `${task.id}: ${truncated} of ${items.length} items exceed ${model.runner.model.maxContext} tokens; their contexts were cut from the left`,

@@ -145,16 +145,24 @@ export const evaluate = defineVerb<Options>({
       options.passkey === undefined
         ? undefined
         : await measurePasskey(model, { ...shared, lengths: options.passkey, seed });
-    if (ppl !== undefined)
-      output.onProgress({ type: "log", level: "debug", message: `text: ${ppl}` });
+    // Times differ from run to run: they are told, and kept out of the result, which does not.
+    if (onText) output.log(`text: ${onText.tokensPerSecond.toFixed(0)} tokens/s`);
+    for (const [id, task] of Object.entries(onTasks ?? {}))
+      output.log(`${id}: ${task.rows} rows in ${task.seconds.toFixed(1)} s`);
+    if (onGsm8k)
+      output.log(`${gsm8k.id}: ${onGsm8k.tokens} tokens in ${onGsm8k.seconds.toFixed(1)} s`);
     return {
       result: {
-        ...onText,
+        ...withoutTimes(onText),
         ...(onTasks || onGsm8k
           ? {
               tasks: {
-                ...onTasks,
-                ...(onGsm8k ? { gsm8k: { accuracy: onGsm8k.exactMatch, ...onGsm8k } } : {}),
+                ...Object.fromEntries(
+                  Object.entries(onTasks ?? {}).map(([id, task]) => [id, withoutTimes(task)]),
+                ),
+                ...(onGsm8k
+                  ? { gsm8k: withoutTimes({ accuracy: onGsm8k.exactMatch, ...onGsm8k }) }
+                  : {}),
               },
             }
           : {}),
@@ -206,3 +214,10 @@ export const evaluate = defineVerb<Options>({
 });
 
 const percent = (share: number) => `${(100 * share).toFixed(2)} %`;
+
+/** A result without what a clock decided. */
+function withoutTimes<T extends object>(result: T | undefined) {
+  return Object.fromEntries(
+    Object.entries(result ?? {}).filter(([key]) => !/^seconds$|PerSecond$/.test(key)),
+  );
+}

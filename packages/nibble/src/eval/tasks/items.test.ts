@@ -67,6 +67,21 @@ describe("few-shot", () => {
   });
 });
 
+describe("winogrande", () => {
+  it("scores the text behind the blank, stripped and after one blank, under each choice", () => {
+    const task = tasks.get("winogrande") as Task;
+    const item = { question: "Ann met Bo at _'s house. ", choices: ["Ann", "Bo"], answer: 1 };
+    expect([task.context(item, 0), task.continuation(item, 0)]).toEqual([
+      "Ann met Bo at Ann",
+      " 's house.",
+    ]);
+    expect([task.context(item, 1), task.continuation(item, 1)]).toEqual([
+      "Ann met Bo at Bo",
+      " 's house.",
+    ]);
+  });
+});
+
 describe("rows of the hub", () => {
   const convert = (id: string, row: Record<string, unknown>) =>
     (tasks.get(id) as Task).hub?.convert(row);
