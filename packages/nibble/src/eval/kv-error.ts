@@ -1,71 +1,126 @@
 /**
- * Error of quantized keys and values by layer: a text runs with the exact f32 cache, what lies in its pages is quantized as
- * the cache codecs do (docs/engine.md, appendKv: per token and head, asymmetric), with and without the Hadamard rotation.
+ * Error of quantized keys and values by layer: a text runs with the exact f32 cache, what lies in its pages is coded and
+ * decoded by the codecs of the cache presets, group by group as they seal it (rows that a codec would still keep exact
+ * are left out). Codecs that need calibration, statistics of attention or keys before RoPE have no line.
  */
 import { UsageError } from "../core/errors.js";
 import { KV_CODEC, LINE, PAGE_TOKENS } from "../kernels/ops.js";
 import { keyFloatIndex } from "../kernels/page-layout.js";
+import { kvCodecs } from "../kv/codecs/index.js";
+import type { PlaneName } from "../kv/contract.js";
+import { KV_PRESET_NAMES, kvPreset, resolveKv } from "../kv/presets.js";
 import { applyHadamard, hadamardOrder } from "../linalg/hadamard.js";
+import type { ModelConfig } from "../model/config.js";
+import type { KvPlane, KvRecipe } from "../model/model.js";
 import type { OpenedModel } from "../runtime/open.js";
 
 export interface KvVariant {
   name: string;
-  bits: 4 | 8;
-  hadamard: boolean;
+  recipe: KvRecipe;
 }
-
-export const KV_VARIANTS: readonly KvVariant[] = [
-  { name: "int4", bits: 4, hadamard: false },
-  { name: "int4 rotated", bits: 4, hadamard: true },
-  { name: "int8", bits: 8, hadamard: false },
-];
 
 export interface KvErrorRow {
   layer: number;
-  /** Relative RMS error of keys and values for each variant, in the order of KV_VARIANTS. */
-  keys: number[];
-  values: number[];
+  /** Relative RMS error of keys and values by variant; absent where a codec cannot be measured so. */
+  keys: Record<string, number>;
+  values: Record<string, number>;
 }
 
-/** Rounds each group of `size` values to `bits`, asymmetric, minimum to maximum. Returns new values. */
-export function roundGroups(x: Float64Array, size: number, bits: number): Float64Array {
-  const out = new Float64Array(x.length);
-  const levels = 2 ** bits - 1;
-  for (let start = 0; start < x.length; start += size) {
-    const group = x.subarray(start, start + size);
-    const low = Math.min(...group);
-    const scale = Math.max(Math.max(...group) - low, 1e-5) / levels;
-    for (let i = 0; i < group.length; i++) {
-      out[start + i] = low + scale * Math.round(((group[i] as number) - low) / scale);
+/** The presets that lose something, and the 4-bit cache without the rotation that the presets give it. */
+export function kvVariants(config: ModelConfig): KvVariant[] {
+  const contrast = { codec: "int4-token" } as const;
+  const variants = [
+    ...KV_PRESET_NAMES.filter((name) => name !== "fp32").map((name) => ({
+      name,
+      recipe: kvPreset(name),
+    })),
+    { name: "4 bits, not rotated", recipe: { k: contrast, v: contrast } },
+  ];
+  return variants.flatMap(({ name, recipe }) => {
+    try {
+      return [{ name, recipe: resolveKv(recipe, config) }];
+    } catch {
+      return []; // not for this model's head size
     }
+  });
+}
+
+/** Vectors [count, headDim] of one layer and head through a codec, or null when it cannot be measured so. */
+function codedError(
+  given: KvPlane,
+  plane: PlaneName,
+  vectors: Float32Array,
+  { headDim, layer, kvHead }: { headDim: number; layer: number; kvHead: number },
+): { error: number; energy: number } | null {
+  const { codec: id, hadamard, ...options } = given;
+  const definition = kvCodecs.get(id);
+  if (definition.needs?.length) return null;
+  const info = { plane, headDim, layer, kvHead, seed: 0, calibration: null };
+  const codec = definition.create(definition.options.parse(options), info);
+  const { group, keyFrame, stats } = codec.caps;
+  if ((stats && stats.kind !== "none") || (plane === "k" && keyFrame === "pre")) return null;
+  const rows = vectors.slice();
+  const order = hadamardOrder(headDim);
+  if (hadamard && order) applyHadamard(rows, order, { outer: rows.length / headDim });
+  const size = group * headDim;
+  const bytes = new Uint8Array(codec.groupBytes);
+  const decoded = new Float32Array(size);
+  let error = 0;
+  let energy = 0;
+  for (let start = 0; start + size <= rows.length; start += size) {
+    const exact = rows.subarray(start, start + size);
+    const seal = { firstSlot: start / headDim, length: rows.length / headDim, attention: null };
+    const variable = codec.encode(exact, group, bytes, seal);
+    codec.decode(bytes, variable, group, decoded);
+    for (let i = 0; i < size; i++) {
+      error += ((decoded[i] as number) - (exact[i] as number)) ** 2;
+      energy += (exact[i] as number) ** 2;
+    }
+  }
+  return { error, energy };
+}
+
+/**
+ * Error of one layer's keys or values [tokens, kvHeads, headDim] under each variant: sqrt(sum |x' - x|^2 / sum |x|^2).
+ * The rotation is orthogonal, so errors may be compared across it.
+ */
+export function variantErrors(
+  x: Float32Array,
+  plane: PlaneName,
+  variants: readonly KvVariant[],
+  { headDim, kvHeads, layer }: { headDim: number; kvHeads: number; layer: number },
+): Record<string, number> {
+  const tokens = x.length / (kvHeads * headDim);
+  const heads = Array.from({ length: kvHeads }, (_, h) => {
+    const own = new Float32Array(tokens * headDim);
+    for (let t = 0; t < tokens; t++) {
+      const from = (t * kvHeads + h) * headDim;
+      own.set(x.subarray(from, from + headDim), t * headDim);
+    }
+    return own;
+  });
+  const out: Record<string, number> = {};
+  for (const { name, recipe } of variants) {
+    const parts = heads.map((own, kvHead) =>
+      codedError(recipe[plane], plane, own, { headDim, layer, kvHead }),
+    );
+    let error = 0;
+    let energy = 0;
+    for (const part of parts) {
+      error += part?.error ?? Number.NaN;
+      energy += part?.energy ?? Number.NaN;
+    }
+    if (energy > 0) out[name] = Math.sqrt(error / energy);
   }
   return out;
 }
 
-/** sqrt(sum (a - b)^2 / sum a^2). */
-function relativeRms(a: Float64Array, b: Float64Array): number {
-  let error = 0;
-  let energy = 0;
-  for (let i = 0; i < a.length; i++) {
-    error += ((a[i] as number) - (b[i] as number)) ** 2;
-    energy += (a[i] as number) ** 2;
-  }
-  return energy > 0 ? Math.sqrt(error / energy) : 0;
-}
-
-/** Error of vectors [count, headDim] under each variant. The rotation is orthogonal, so errors may be compared across it. */
-export function variantErrors(x: Float64Array, headDim: number): number[] {
-  const order = hadamardOrder(headDim);
-  return KV_VARIANTS.map(({ bits, hadamard }) => {
-    if (hadamard && !order) return Number.NaN;
-    const turned = x.slice();
-    if (hadamard && order) applyHadamard(turned, order, { outer: x.length / headDim });
-    return relativeRms(turned, roundGroups(turned, headDim, bits));
-  });
-}
-
 /** Keys (after RoPE) and values of all layers for a text of at most one run. @throws UsageError for a quantized cache */
-export async function kvErrors(opened: OpenedModel, ids: number[]): Promise<KvErrorRow[]> {
+export async function kvErrors(
+  opened: OpenedModel,
+  ids: number[],
+  variants: readonly KvVariant[],
+): Promise<KvErrorRow[]> {
   const { runner, compiled } = opened;
   const { cache, cacheTable, arena } = compiled;
   if (compiled.layers || cache.keyCodec !== KV_CODEC.f32 || cache.valueCodec !== KV_CODEC.f32) {
@@ -78,8 +133,8 @@ export async function kvErrors(opened: OpenedModel, ids: number[]): Promise<KvEr
   const { headDim, kvHeads, layers, maxPages } = cache;
   const rows: KvErrorRow[] = [];
   for (let layer = 0; layer < layers; layer++) {
-    const keys = new Float64Array(tokens.length * kvHeads * headDim);
-    const values = new Float64Array(keys.length);
+    const keys = new Float32Array(tokens.length * kvHeads * headDim);
+    const values = new Float32Array(keys.length);
     for (let p = 0; p < tokens.length; p++) {
       const page = cacheTable[layer * maxPages + Math.floor(p / PAGE_TOKENS)] as number;
       const slot = p % PAGE_TOKENS;
@@ -97,8 +152,8 @@ export async function kvErrors(opened: OpenedModel, ids: number[]): Promise<KvEr
     }
     rows.push({
       layer,
-      keys: variantErrors(keys, headDim),
-      values: variantErrors(values, headDim),
+      keys: variantErrors(keys, "k", variants, { headDim, kvHeads, layer }),
+      values: variantErrors(values, "v", variants, { headDim, kvHeads, layer }),
     });
   }
   runner.tables.truncate(0, 0);

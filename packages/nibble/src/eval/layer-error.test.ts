@@ -8,16 +8,17 @@ import { Philox } from "../core/rng.js";
 import { decode } from "../encodings/quant-tensor.js";
 import { selectBackend } from "../kernels/select.js";
 import { roundToNearest, rtn } from "../methods/rtn.js";
+import type { ModelConfig } from "../model/config.js";
 import { parameter } from "../model/model.js";
 import { SITE_OF } from "../model/roles.js";
 import { loadModel } from "../runtime/load-model.js";
 import { openModel } from "../runtime/open.js";
 import { captureLayers, outlierFacts } from "./activations.js";
-import { roundGroups, variantErrors } from "./kv-error.js";
+import { kvVariants, variantErrors } from "./kv-error.js";
 import { layerSensitivity, outputErrors, shareOut, withRoundedLayer } from "./layer-error.js";
 import { measureSensitivity } from "./measure-sensitivity.js";
 import { evaluatePerplexity } from "./perplexity.js";
-import { gridPicture, kvPicture, outlierPicture, sensitivityPictures } from "./pictures.js";
+import { gridPicture, kvPictures, outlierPicture, sensitivityPictures } from "./pictures.js";
 
 const rng = new Philox(9, "layer-error");
 const site = (values: Float32Array, rows: number, width: number) => ({
@@ -178,19 +179,30 @@ describe("outliers", () => {
 });
 
 describe("cache errors", () => {
-  it("rounding keeps the ends of each group and is exact with enough bits", () => {
-    const x = Float64Array.from([1, 2, 3.4, 9, -1, 0, 0.2, 4]);
-    const y = roundGroups(x, 4, 4);
-    expect([y[0], y[3], y[4], y[7]]).toEqual([1, 9, -1, 4]);
-    expect(
-      Math.max(...roundGroups(x, 4, 16).map((v, i) => Math.abs(v - (x[i] as number)))),
-    ).toBeLessThan(1e-4);
+  const config = { headDim: 64 } as ModelConfig;
+  const variants = kvVariants(config);
+  const shape = { headDim: 64, kvHeads: 2, layer: 0 };
+  const spread = Float32Array.from(rng.normals(64 * 2 * 96));
+  const channels = spread.map((v, i) => (i % 64 === 3 ? 25 + v : v));
+  it("keys with outlier channels: rotation and scales of channels help, 8 bits help all", () => {
+    const keys = variantErrors(channels, "k", variants, shape);
+    const plain = keys["4 bits, not rotated"] as number;
+    expect(keys["quarot-kv4"]).toBeLessThan(plain);
+    expect(keys.kivi4).toBeLessThan(plain);
+    expect(keys["quarot-kv8"]).toBeLessThan(plain / 10);
+    expect(keys.fp16).toBeLessThan(1e-3);
   });
-  it("rotation helps vectors with outlier channels, 8 bits help all", () => {
-    const x = Float64Array.from(rng.normals(64 * 50), (v, i) => (i % 64 === 3 ? 25 + v : v));
-    const [int4, rotated, int8] = variantErrors(x, 64) as [number, number, number];
-    expect(int8).toBeLessThan(int4 / 10);
-    expect(rotated).toBeLessThan(int4);
+  it("is the error of the codec: 4 bits with a scale for each token lose a known share of a normal vector", () => {
+    const values = variantErrors(spread, "v", variants, shape);
+    // 15 steps over the range of 64 normals (about 4.7 sigma): step / sqrt(12).
+    expect(values["quarot-kv4"]).toBeGreaterThan(0.07);
+    expect(values["quarot-kv4"]).toBeLessThan(0.12);
+    expect(values["quarot-kv4"]).toBeCloseTo(values["4 bits, not rotated"] as number, 12);
+  });
+  it("leaves out what a head size does not allow", () => {
+    const names = kvVariants({ headDim: 80 } as ModelConfig).map((v) => v.name);
+    expect(names).not.toContain("quarot-kv4");
+    expect(names).toContain("fp16");
   });
 });
 
@@ -198,8 +210,8 @@ describe("pictures", () => {
   it("are drawn from data, with labels", () => {
     const rows = [0, 1, 2].map((layer) => ({
       layer,
-      keys: [0.2, 0.1, 0.01],
-      values: [0.1, 0.1, 0.01],
+      keys: { fp16: 0.001, "quarot-kv4": 0.1 },
+      values: { fp16: 0.001 },
     }));
     const modules = [0, 1].map((layer) => ({
       path: `layers.${layer}.q`,
@@ -210,7 +222,7 @@ describe("pictures", () => {
     }));
     const kl = [0, 1].map((layer) => ({ layer, kl: 0.1, deltaNll: 0.1 }));
     const drawn = [
-      kvPicture(rows, "m"),
+      ...kvPictures(rows, "m"),
       gridPicture(Float32Array.from(rng.normals(64 * 16)), [16, 64], {
         bits: 4,
         what: "w",
@@ -224,7 +236,8 @@ describe("pictures", () => {
       expect(svg).not.toMatch(/NaN|undefined/);
     }
     expect(drawn.map((p) => p.name)).toEqual([
-      "kv-error",
+      "kv-error-keys",
+      "kv-error-values",
       "weights",
       "layer-error",
       "layer-sensitivity",

@@ -24,7 +24,7 @@ import { heatmap } from "./charts/heatmap.js";
 import { histogram } from "./charts/histogram.js";
 import { lineChart } from "./charts/lines.js";
 import { surfaceChart } from "./charts/surface.js";
-import { KV_VARIANTS, type KvErrorRow, kvErrors } from "./kv-error.js";
+import { type KvErrorRow, kvErrors, kvVariants } from "./kv-error.js";
 import type { SensitivityResult } from "./layer-error.js";
 import { encodeStream } from "./perplexity.js";
 
@@ -98,34 +98,32 @@ export function outlierPicture(
   };
 }
 
-/** Error of keys and values by layer. */
-export function kvPicture(rows: KvErrorRow[], model: string): Picture {
-  const series = (["keys", "values"] as const).flatMap((what) =>
-    KV_VARIANTS.flatMap(({ name, hadamard }, v) =>
-      // Values are rotated offline (R2), if at all; only keys turn in the cache.
-      what === "values" && hadamard
-        ? []
-        : [
-            {
-              name: `${what} ${name}`,
-              dash: what === "values",
-              points: rows.map((row) => ({ x: row.layer, y: 100 * (row[what][v] as number) })),
-            },
-          ],
-    ),
-  );
-  return {
-    name: "kv-error",
-    data: { variants: KV_VARIANTS, rows },
-    svg: lineChart({
-      title: "KV cache: error by layer",
-      subtitle: `${model}. What is lost when keys and values are stored in few bits, one scale for each token and head. Rotation spreads the outlier channels of the keys.`,
-      xLabel: "layer",
-      yLabel: "relative RMS error (%)",
-      logY: true,
-      series,
-    }),
+/** Error of keys, and of values, by layer. */
+export function kvPictures(rows: KvErrorRow[], model: string): Picture[] {
+  const texts = {
+    keys: "Keys have channels that are large for every token: one scale for a token is then set by them. Rotation (quarot) spreads them out, kivi gives channels scales of their own.",
+    values:
+      "Values have no such channels: a scale for each token serves them, and nothing is rotated here.",
   };
+  return (["keys", "values"] as const).map((what) => {
+    const names = [...new Set(rows.flatMap((row) => Object.keys(row[what])))];
+    return {
+      name: `kv-error-${what}`,
+      data: rows.map((row) => ({ layer: row.layer, error: row[what] })),
+      svg: lineChart({
+        title: `KV cache: what the ${what} lose, by layer`,
+        subtitle: `${model}. ${what === "keys" ? "Keys" : "Values"} of a text, stored as each cache preset stores them and read back. Lower is better. ${texts[what]}`,
+        xLabel: "layer",
+        yLabel: "relative RMS error (%, log scale)",
+        logY: true,
+        series: names.map((name) => ({
+          name,
+          dash: name.includes("not rotated"),
+          points: rows.map((row) => ({ x: row.layer, y: 100 * (row[what][name] ?? Number.NaN) })),
+        })),
+      }),
+    };
+  });
 }
 
 /** Weights of a matrix in units of their group's scale, with the grid. */
@@ -186,7 +184,7 @@ export function sensitivityPictures(result: SensitivityResult, model: string): P
         columns: layers.map(String),
         xLabel: "layer",
         yLabel: "module",
-        valueLabel: "error (%)",
+        valueLabel: "error (%, log scale)",
         log: true,
         values: roles.map((role) => layers.map((layer) => 100 * at(role, layer))),
       }),
@@ -198,9 +196,9 @@ export function sensitivityPictures(result: SensitivityResult, model: string): P
       data: result.kl,
       svg: lineChart({
         title: "Sensitivity: one layer rounded, all others exact",
-        subtitle: `${model}. How far the whole model's predictions move when this layer alone is rounded to ${bits} bits (${group}). High layers deserve more bits.`,
+        subtitle: `${model}. How far the whole model's predictions move when this layer alone is rounded to ${bits} bits (${group}). Layers that peak deserve more bits.`,
         xLabel: "layer",
-        yLabel: "KL divergence (nats a token)",
+        yLabel: "KL divergence (nats a token, log scale)",
         logY: true,
         series: [
           { name: `${bits} bits`, points: result.kl.map(({ layer, kl }) => ({ x: layer, y: kl })) },
@@ -234,7 +232,7 @@ export async function modelPictures(name: string, options: PictureOptions): Prom
   let layers: number;
   try {
     ids = encodeStream(opened, options.text).slice(0, tokens);
-    rows = await kvErrors(opened, ids);
+    rows = await kvErrors(opened, ids, kvVariants(opened.model.config));
     label = opened.model.source.id;
     layers = opened.model.config.numHiddenLayers;
   } finally {
@@ -254,7 +252,7 @@ export async function modelPictures(name: string, options: PictureOptions): Prom
   const pictures = [
     outlierPicture(found as BeforeAfter, "attn_in", label),
     outlierPicture(found as BeforeAfter, "mlp_out", label),
-    kvPicture(rows, label),
+    ...kvPictures(rows, label),
   ];
   step(2, "weights");
   for (const rotate of [false, true]) {
