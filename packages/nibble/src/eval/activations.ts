@@ -28,12 +28,20 @@ export interface OutlierFacts {
   max: number;
   /** Mean over tokens of max |x| / rms of the token: how far one scale must stretch. */
   peakToRms: number;
-  /** Relative squared error of rounding each token to 4 bits, symmetric, one scale: what the outliers cost. */
-  error4bit: number;
+  /** Relative squared error of rounding each row symmetrically with one scale: what the outliers cost. */
+  error: number;
 }
 
-/** How uneven the rows are. */
-export function outlierFacts({ values, rows, width }: SiteActivations): OutlierFacts {
+/** How uneven the tokens of a site are, and what rounding them to 4 bits costs. */
+export function outlierFacts(site: SiteActivations): OutlierFacts {
+  return rowFacts(site, 4);
+}
+
+/** The same of the rows of any matrix. */
+export function rowFacts(
+  { values, rows, width }: { values: Float32Array; rows: number; width: number },
+  bits: number,
+): OutlierFacts {
   const peaks: number[] = [];
   let max = 0;
   let error = 0;
@@ -46,13 +54,13 @@ export function outlierFacts({ values, rows, width }: SiteActivations): OutlierF
       top = Math.max(top, Math.abs(v));
       squares += v * v;
     }
-    const scale = top / 7 || 1;
+    const scale = top / (2 ** (bits - 1) - 1) || 1;
     for (const v of row) error += (v - scale * Math.round(v / scale)) ** 2;
     energy += squares;
     max = Math.max(max, top);
     if (squares > 0) peaks.push(top / Math.sqrt(squares / width));
   }
-  return { max, peakToRms: mean(peaks), error4bit: energy > 0 ? error / energy : 0 };
+  return { max, peakToRms: mean(peaks), error: energy > 0 ? error / energy : 0 };
 }
 
 export interface ActivationOptions {

@@ -18,7 +18,15 @@ import { kvVariants, variantErrors } from "./kv-error.js";
 import { layerSensitivity, outputErrors, shareOut, withRoundedLayer } from "./layer-error.js";
 import { measureSensitivity } from "./measure-sensitivity.js";
 import { evaluatePerplexity } from "./perplexity.js";
-import { gridPicture, kvPictures, outlierPicture, sensitivityPictures } from "./pictures.js";
+import {
+  codesPicture,
+  gridPicture,
+  inputPicture,
+  kvPictures,
+  outlierPicture,
+  sensitivityPictures,
+  weightPicture,
+} from "./pictures.js";
 
 const rng = new Philox(9, "layer-error");
 const site = (values: Float32Array, rows: number, width: number) => ({
@@ -207,6 +215,13 @@ describe("cache errors", () => {
 });
 
 describe("pictures", () => {
+  const flat = Float32Array.from(rng.normals(20 * 64));
+  it("codes: used values and bits of information", () => {
+    const { data, svg } = codesPicture(Uint8Array.from([0, 1, 1, 3]), 2, { what: "w", model: "m" });
+    expect(data).toMatchObject({ used: 3, entropy: 1.5 });
+    expect(svg).toContain("1.50 bits");
+  });
+
   it("are drawn from data, with labels", () => {
     const rows = [0, 1, 2].map((layer) => ({
       layer,
@@ -229,6 +244,13 @@ describe("pictures", () => {
         model: "m",
         name: "weights",
       }),
+      weightPicture(
+        [Float32Array.from(rng.normals(64 * 16)), Float32Array.from(rng.normals(64 * 16))],
+        [16, 64],
+        { what: "w", model: "m", bits: 4 },
+      ),
+      inputPicture(3, site(flat, 20, 64), "m"),
+      codesPicture(Uint8Array.from([0, 1, 1, 3]), 2, { what: "w", model: "m" }),
       ...sensitivityPictures({ model: "m", bits: 4, groupSize: 128, tokens: 9, modules, kl }, "m"),
     ];
     for (const { svg } of drawn) {
@@ -239,6 +261,9 @@ describe("pictures", () => {
       "kv-error-keys",
       "kv-error-values",
       "weights",
+      "outliers-weights",
+      "inputs-attn_in",
+      "codes",
       "layer-error",
       "layer-sensitivity",
     ]);

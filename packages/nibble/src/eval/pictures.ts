@@ -4,49 +4,27 @@
  */
 
 import { UsageError } from "../core/errors.js";
-import { defaultThreads } from "../core/memory.js";
-import type { OnProgress } from "../core/progress.js";
-import type { BackendId } from "../kernels/contract.js";
-import { selectBackend } from "../kernels/select.js";
 import { rtn } from "../methods/rtn.js";
 import { GroupParams } from "../methods/shared/group-params.js";
-import { parameter } from "../model/model.js";
-import { loadModel } from "../runtime/load-model.js";
-import { openModel } from "../runtime/open.js";
 import {
   type BeforeAfter,
-  beforeAndAfter,
+  type OutlierFacts,
   outlierFacts,
-  rotateModel,
+  rowFacts,
   type SiteActivations,
 } from "./activations.js";
 import { heatmap } from "./charts/heatmap.js";
-import { histogram } from "./charts/histogram.js";
+import { countBins, histogram } from "./charts/histogram.js";
 import { lineChart } from "./charts/lines.js";
 import { surfaceChart } from "./charts/surface.js";
-import { type KvErrorRow, kvErrors, kvVariants } from "./kv-error.js";
+import type { KvErrorRow } from "./kv-error.js";
 import type { SensitivityResult } from "./layer-error.js";
-import { encodeStream } from "./perplexity.js";
 
 export interface Picture {
   name: string;
   svg: string;
   /** What was drawn, for JSON. */
   data: unknown;
-}
-
-export interface PictureOptions {
-  /** Text that runs through the model. */
-  text: string;
-  tokens?: number;
-  /** Layer of the outlier surfaces and the histogram; default: in the middle of the model. */
-  layer?: number;
-  bits?: number;
-  seed?: number;
-  backend?: "auto" | BackendId;
-  threads?: number;
-  onProgress?: OnProgress;
-  signal?: AbortSignal;
 }
 
 const SITE_TEXT = {
@@ -88,12 +66,103 @@ export function outlierPicture(
     svg: surfaceChart({
       title: `Layer ${found.layer}, ${SITE_TEXT[site]}: before and after rotation`,
       subtitle:
-        `${model}. Each ridge is a token (the first one is left out). One scale per token must reach its highest peak: before, that is ${times(a.peakToRms)} times the typical value and rounding to 4 bits loses ${(100 * a.error4bit).toFixed(1)} % of the energy; ` +
-        `after QuaRot's rotation ${times(b.peakToRms)} times and ${(100 * b.error4bit).toFixed(1)} %. The model computes the same.`,
+        `${model}. Each ridge is a token (the first one is left out). One scale per token must reach its highest peak: before, that is ${times(a.peakToRms)} times the typical value and rounding to 4 bits loses ${(100 * a.error).toFixed(1)} % of the energy; ` +
+        `after QuaRot's rotation ${times(b.peakToRms)} times and ${(100 * b.error).toFixed(1)} %. The model computes the same.`,
       columnLabel: "channel",
       rowLabel: "token",
       valueLabel: "|activation|",
       surfaces: [surfaceOf("Before", before), surfaceOf("After", after)],
+    }),
+  };
+}
+
+/** Surface of one site of a model as it is. */
+export function inputPicture(layer: number, found: SiteActivations, model: string): Picture {
+  const facts = outlierFacts(found);
+  return {
+    name: `inputs-${found.site}`,
+    data: { layer, site: found.site, facts },
+    svg: surfaceChart({
+      title: `Layer ${layer}, ${SITE_TEXT[found.site]}: what its quantizer sees`,
+      subtitle: `${model}, after the transforms that the artifact holds. Each ridge is a token (the first one is left out). One scale per token must reach its highest peak: ${facts.peakToRms.toFixed(1)} times the typical value; rounding to 4 bits would lose ${(100 * facts.error).toFixed(1)} % of the energy.`,
+      columnLabel: "channel",
+      rowLabel: "token",
+      valueLabel: "|activation|",
+      surfaces: [surfaceOf("As it runs", found)],
+      width: 600,
+    }),
+  };
+}
+
+/** How often each code of a quantized matrix is used. */
+export function codesPicture(
+  codes: Uint8Array,
+  bits: number,
+  { what, model }: { what: string; model: string },
+): Picture {
+  const count = 2 ** bits;
+  const used = new Set(codes).size;
+  let entropy = 0;
+  for (const n of countBins(codes, -0.5, count - 0.5, count)) {
+    const p = n / codes.length;
+    if (p > 0) entropy -= p * Math.log2(p);
+  }
+  return {
+    name: "codes",
+    data: { what, bits, used, entropy },
+    svg: histogram({
+      title: `Codes of ${what}`,
+      subtitle: `${model}. How often each of the ${count} values that ${bits} bits can stand for is used: ${used} of them are, and they carry ${entropy.toFixed(2)} bits of information a weight. Rare codes at both ends are the price of reaching the largest weights.`,
+      xLabel: "code",
+      values: codes,
+      grid: count > 32 ? [] : Array.from({ length: count }, (_, i) => i),
+      range: [-0.5, count - 0.5],
+      bins: count,
+    }),
+  };
+}
+
+/** Outputs along the depth of a weight surface. */
+const SURFACE_OUTPUTS = 64;
+
+/** The same matrix [n, k] before and after rotation, some of its rows. */
+export function weightPicture(
+  [before, after]: readonly [Float32Array, Float32Array],
+  [n, k]: [number, number],
+  { what, model, bits }: { what: string; model: string; bits: number },
+): Picture {
+  const shown = Math.min(n, SURFACE_OUTPUTS);
+  const sample = (weight: Float32Array) => {
+    const values = new Float32Array(shown * k);
+    for (let r = 0; r < shown; r++) {
+      const from = Math.floor((r * n) / shown) * k;
+      values.set(weight.subarray(from, from + k).map(Math.abs), r * k);
+    }
+    return values;
+  };
+  const facts = [before, after].map((values) => rowFacts({ values, rows: n, width: k }, bits)) as [
+    OutlierFacts,
+    OutlierFacts,
+  ];
+  const [a, b] = facts;
+  const said = ({ peakToRms, error }: OutlierFacts) =>
+    `${peakToRms.toFixed(1)} times the typical weight, and rounding to ${bits} bits loses ${(100 * error).toFixed(2)} % of the energy`;
+  const surface = (name: string, weight: Float32Array) => ({
+    name,
+    values: sample(weight),
+    rows: shown,
+    columns: k,
+  });
+  return {
+    name: "outliers-weights",
+    data: { what, bits, before: a, after: b },
+    svg: surfaceChart({
+      title: `Weights of ${what}: before and after rotation`,
+      subtitle: `${model}. Each ridge is an output (${shown} of ${n}). One scale per output must reach its largest weight: before, that is ${said(a)}; after QuaRot's rotation ${said(b)}.`,
+      columnLabel: "input channel",
+      rowLabel: "output",
+      valueLabel: "|weight|",
+      surfaces: [surface("Before", before), surface("After", after)],
     }),
   };
 }
@@ -103,7 +172,7 @@ export function kvPictures(rows: KvErrorRow[], model: string): Picture[] {
   const texts = {
     keys: "Keys have channels that are large for every token: one scale for a token is then set by them. Rotation (quarot) spreads them out, kivi gives channels scales of their own.",
     values:
-      "Values have no such channels: a scale for each token serves them, and nothing is rotated here.",
+      "Values have no such channels: a scale for each token serves them, and the cache rotates nothing.",
   };
   return (["keys", "values"] as const).map((what) => {
     const names = [...new Set(rows.flatMap((row) => Object.keys(row[what])))];
@@ -153,7 +222,7 @@ export function gridPicture(
     name,
     data: { what, bits, roundedToZero: used / values.length, sampled: values.length },
     svg: histogram({
-      title: `Weights of ${what} on the ${bits}-bit grid`,
+      title: `The ${bits}-bit grid on the weights of ${what}`,
       subtitle: `${model}. Each weight over the scale of its row; dashed lines are the values that ${bits}-bit codes can stand for. ${((100 * used) / values.length).toFixed(0)} % of the weights round to 0: the largest weight of a row sets the scale of all.`,
       xLabel: "weight / scale of its row",
       values,
@@ -206,76 +275,5 @@ export function sensitivityPictures(result: SensitivityResult, model: string): P
       }),
     });
   }
-  return pictures;
-}
-
-/** All pictures of an original (unquantized) model. */
-export async function modelPictures(name: string, options: PictureOptions): Promise<Picture[]> {
-  const { seed = 0, bits = 4, onProgress, signal } = options;
-  const log = (line: string) => onProgress?.({ type: "log", level: "info", message: line });
-  const backend = await selectBackend(options.backend ?? "auto", log);
-  const threads = options.threads ?? defaultThreads();
-  const step = (item: number, what: string) =>
-    onProgress?.({ type: "step", stage: "drawing", item, total: 4, name: what });
-  const run = {
-    ...(options.backend ? { backend: options.backend } : {}),
-    threads,
-    ...(signal ? { signal } : {}),
-  };
-
-  step(0, "cache errors");
-  const tokens = options.tokens ?? 256;
-  const opened = await openModel(name, { ...run, kv: "fp32", maxContext: tokens });
-  let ids: number[];
-  let rows: KvErrorRow[];
-  let label: string;
-  let layers: number;
-  try {
-    ids = encodeStream(opened, options.text).slice(0, tokens);
-    rows = await kvErrors(opened, ids, kvVariants(opened.model.config));
-    label = opened.model.source.id;
-    layers = opened.model.config.numHiddenLayers;
-  } finally {
-    await opened.close();
-  }
-  const layer = options.layer ?? Math.floor(layers / 2);
-  if (!(layer >= 0 && layer < layers))
-    throw new UsageError(`layer ${layer} does not exist: there are ${layers}`);
-
-  step(1, "activations");
-  const [found] = await beforeAndAfter(name, [layer], seed, {
-    backend,
-    threads,
-    ids,
-    ...(signal ? { signal } : {}),
-  });
-  const pictures = [
-    outlierPicture(found as BeforeAfter, "attn_in", label),
-    outlierPicture(found as BeforeAfter, "mlp_out", label),
-    ...kvPictures(rows, label),
-  ];
-  step(2, "weights");
-  for (const rotate of [false, true]) {
-    const model = await loadModel(name, signal ? { signal } : {});
-    try {
-      if (rotate) await rotateModel(model, seed);
-      const found = parameter(model, `layers.${layer}.down`);
-      if ("quant" in found.weight) throw new UsageError("weights are quantized already");
-      const weight = await found.weight.read();
-      const [n = 0, k = 0] = found.spec.shape;
-      const what = `layers.${layer}.down${rotate ? ", rotated" : ""}`;
-      pictures.push(
-        gridPicture(weight, [n, k], {
-          bits,
-          what,
-          model: label,
-          name: rotate ? "weights-rotated" : "weights",
-        }),
-      );
-    } finally {
-      await model.close();
-    }
-  }
-  step(4, "done");
   return pictures;
 }

@@ -3,6 +3,7 @@
  * in which every sequence is at another place, over (prompt, generated) lengths of typical uses. Lengths are the paper's
  * divided by 8, for small models on a few cores.
  */
+import { nearestName, UsageError } from "../core/errors.js";
 import { Philox } from "../core/rng.js";
 import { type OpenedModel, openModel } from "../runtime/open.js";
 import { generateBatch, greedy } from "./batch-generate.js";
@@ -15,7 +16,7 @@ export interface Scenario {
   generated: number;
 }
 
-export const SCENARIOS: readonly Scenario[] = [
+const SCENARIOS: readonly Scenario[] = [
   { id: "code completion", prompt: 32, generated: 128 },
   { id: "docstring", prompt: 96, generated: 16 },
   { id: "code fixing", prompt: 128, generated: 128 },
@@ -24,6 +25,20 @@ export const SCENARIOS: readonly Scenario[] = [
   { id: "chat", prompt: 64, generated: 32 },
   { id: "summary", prompt: 512, generated: 64 },
 ];
+
+/** Scenarios by name; all without names. @throws UsageError with the nearest name */
+export function chosenScenarios(names?: readonly string[]): readonly Scenario[] {
+  if (!names) return SCENARIOS;
+  const known = SCENARIOS.map((s) => s.id);
+  return names.map((name) => {
+    const found = SCENARIOS.find((s) => s.id === name);
+    if (found) return found;
+    const near = nearestName(name, known);
+    throw new UsageError(`unknown scenario "${name}"`, {
+      hint: near ? `Did you mean "${near}"?` : `Scenarios: ${known.join(", ")}.`,
+    });
+  });
+}
 
 /** Sequences of the throughput scenario. */
 const STREAMS = 8;
@@ -112,7 +127,7 @@ export async function measureScenarios(
   models: string[],
   names: string[],
   options: MeasureOptions,
-  scenarios: readonly Scenario[] = SCENARIOS,
+  scenarios: readonly Scenario[],
 ): Promise<ScenarioSpeed[]> {
   const out: ScenarioSpeed[] = [];
   const longest = Math.max(...scenarios.map((s) => s.prompt + s.generated));

@@ -173,11 +173,16 @@ export async function runSweepOnQueue(
         // Gone with the server's memory: added again.
         if (!found) await add([job]);
         else if (await found.isCompleted()) {
-          const row = { ...(found.returnvalue as SweepRow), model: job.model, name: job.name };
+          // It may have ended after it was fetched: the result is in what is fetched now.
+          const result = (await queue.getJob(job.id))?.returnvalue as SweepRow | null | undefined;
+          if (!result) continue;
+          const row = { ...result, model: job.model, name: job.name };
           rows.set(job.id, row);
           if (row.quality) await keepResult(row, options);
-        } else if (await found.isFailed())
-          rows.set(job.id, failedRow(job, new Error(found.failedReason)));
+        } else if (await found.isFailed()) {
+          const reason = (await queue.getJob(job.id))?.failedReason;
+          if (reason) rows.set(job.id, failedRow(job, new Error(reason)));
+        }
       }
       options.onProgress?.({
         type: "step",

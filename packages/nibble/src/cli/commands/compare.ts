@@ -31,6 +31,7 @@ interface Options extends EngineFlags {
   speed: boolean;
   recovery?: boolean;
   costPerHour?: number;
+  scenarios?: string[];
   output?: string;
   html?: string;
   kv?: string;
@@ -77,6 +78,11 @@ export const compare = defineVerb<Options>({
       .option("--no-speed", "do not measure speed and memory")
       .option("--recovery", "also report accuracy recovery, latency, throughput and cost")
       .option(
+        "--scenarios <names>",
+        "with --recovery: only these of its speed scenarios, separated by commas",
+        commaList("--scenarios"),
+      )
+      .option(
         "--cost-per-hour <price>",
         "price of this machine, for the cost per million tokens",
         number("--cost-per-hour", 0),
@@ -97,6 +103,11 @@ export const compare = defineVerb<Options>({
     if (options.costPerHour !== undefined && !options.recovery) {
       throw new UsageError("--cost-per-hour belongs to --recovery", { hint: "Add --recovery." });
     }
+    if (options.scenarios !== undefined && !options.recovery) {
+      throw new UsageError("--scenarios belongs to --recovery", { hint: "Add --recovery." });
+    }
+    const { chosenScenarios, measureScenarios } = await import("../../eval/scenarios.js");
+    const scenarios = chosenScenarios(options.scenarios);
     const kv = await parseKv(options.kv);
     const { result, speeds } = await compareModels([...models], {
       command: commandLine([...models], options),
@@ -129,7 +140,6 @@ export const compare = defineVerb<Options>({
       const { recoveryReport, recoveryMarkdown, recoveryHtml } = await import(
         "../../eval/recovery.js"
       );
-      const { measureScenarios } = await import("../../eval/scenarios.js");
       const report = recoveryReport(
         result,
         options.speed
@@ -142,6 +152,7 @@ export const compare = defineVerb<Options>({
                 backend: options.backend,
                 ...defined({ threads: options.threads, kv }),
               },
+              scenarios,
             )
           : [],
         options.costPerHour,
@@ -197,6 +208,7 @@ function commandLine(models: string[], options: Options): string {
     value === undefined ? [] : [flag, String(value)],
   );
   if (options.recovery) words.push("--recovery");
+  if (options.scenarios) words.push("--scenarios", options.scenarios.join(","));
   if (options.costPerHour !== undefined) words.push("--cost-per-hour", String(options.costPerHour));
   return ["nibble", "compare", ...models, ...words].map(quote).join(" ");
 }

@@ -29,7 +29,7 @@ export const inspect = defineVerb<Options>({
       .argument("<model>", "model, .gguf or .safetensors file")
       .option(
         "--plot <file>",
-        "draw outliers before and after rotation, cache errors and weights (HTML)",
+        "draw outliers (of an original model before and after rotation), weights and cache errors (HTML)",
       )
       .option("--text <file>", "text that runs through the model for --plot")
       .option("--layer <n>", "layer to draw (default: the middle one)", integer("--layer", 0))
@@ -50,7 +50,7 @@ export const inspect = defineVerb<Options>({
       : await inspectModel(name, { onProgress, signal });
     for (const warning of report.warnings) output.warn(warning);
     if (plot !== undefined && text !== undefined) {
-      const { modelPictures } = await import("../../eval/pictures.js");
+      const { modelPictures } = await import("../../eval/model-pictures.js");
       const { figure, htmlPage } = await import("../../eval/report-html.js");
       const pictures = await modelPictures(name, {
         text: await readTextFile(text),

@@ -17,6 +17,8 @@ export interface Histogram extends ChartText {
   /** Values of the grid, in the units of `values`. */
   grid: number[];
   bins?: number;
+  /** Ends of the first and last bin; default: a little beyond the values. */
+  range?: [number, number];
   width?: number;
 }
 
@@ -43,7 +45,9 @@ export function histogram(chart: Histogram): string {
   const key = legend(
     [
       { label: "weights", colour: seriesColour(0) },
-      { label: `values of the grid (${chart.grid.length})`, colour: seriesColour(1) },
+      ...(chart.grid.length > 0
+        ? [{ label: `values of the grid (${chart.grid.length})`, colour: seriesColour(1) }]
+        : []),
     ],
     70,
     title.height + 6,
@@ -61,6 +65,7 @@ export function histogram(chart: Histogram): string {
   const pad = (high - low) * 0.02 || 1;
   low -= pad;
   high += pad;
+  if (chart.range) [low, high] = chart.range;
   const counts = countBins(chart.values, low, high, bins);
   const share = Array.from(counts, (c) => (100 * c) / Math.max(1, chart.values.length));
   const x = linearScale([low, high], [frame.left, width - frame.right], { count: 8, nice: false });
