@@ -8,7 +8,8 @@ import { KV_CODEC, LINE, PAGE_TOKENS } from "../kernels/ops.js";
 import { keyFloatIndex } from "../kernels/page-layout.js";
 import { kvCodecs } from "../kv/codecs/index.js";
 import type { PlaneName } from "../kv/contract.js";
-import { KV_PRESET_NAMES, kvPreset, resolveKv } from "../kv/presets.js";
+import { KV_PRESET_NAMES, kvPreset } from "../kv/presets.js";
+import { resolveKv } from "../kv/recipe.js";
 import { applyHadamard, hadamardOrder } from "../linalg/hadamard.js";
 import type { ModelConfig } from "../model/config.js";
 import type { KvPlane, KvRecipe } from "../model/model.js";
@@ -26,7 +27,7 @@ export interface KvErrorRow {
   values: Record<string, number>;
 }
 
-/** The presets that lose something, and the 4-bit cache without the rotation that the presets give it. */
+/** The presets whose codecs lose something (what retention drops is no error of a codec), and the 4-bit cache without the rotation that the presets give it. */
 export function kvVariants(config: ModelConfig): KvVariant[] {
   const contrast = { codec: "int4-token" } as const;
   const variants = [
@@ -37,6 +38,7 @@ export function kvVariants(config: ModelConfig): KvVariant[] {
     { name: "4 bits, not rotated", recipe: { k: contrast, v: contrast } },
   ];
   return variants.flatMap(({ name, recipe }) => {
+    if (recipe.retention) return [];
     try {
       return [{ name, recipe: resolveKv(recipe, config) }];
     } catch {

@@ -207,6 +207,8 @@ function commandLine(models: string[], options: Options): string {
   const words = flags.flatMap(([flag, value]) =>
     value === undefined ? [] : [flag, String(value)],
   );
+  if (!options.speed) words.push("--no-speed");
+  if (options.threads !== undefined) words.push("--threads", String(options.threads));
   if (options.recovery) words.push("--recovery");
   if (options.scenarios) words.push("--scenarios", options.scenarios.join(","));
   if (options.costPerHour !== undefined) words.push("--cost-per-hour", String(options.costPerHour));
