@@ -3,11 +3,11 @@
  * decoded by the codecs of the cache presets, group by group as they seal it (rows that a codec would still keep exact
  * are left out). Codecs that need calibration, statistics of attention or keys before RoPE have no line.
  */
-import { UsageError } from "../core/errors.js";
+import { RecipeError, UsageError } from "../core/errors.js";
 import { KV_CODEC, LINE, PAGE_TOKENS } from "../kernels/ops.js";
 import { keyFloatIndex } from "../kernels/page-layout.js";
 import { kvCodecs } from "../kv/codecs/index.js";
-import type { PlaneName } from "../kv/contract.js";
+import type { PlaneCodec, PlaneName } from "../kv/contract.js";
 import { KV_PRESET_NAMES, kvPreset } from "../kv/presets.js";
 import { resolveKv } from "../kv/recipe.js";
 import { applyHadamard, hadamardOrder } from "../linalg/hadamard.js";
@@ -30,7 +30,7 @@ export interface KvErrorRow {
 /** The presets whose codecs lose something (what retention drops is no error of a codec), and the 4-bit cache without the rotation that the presets give it. */
 export function kvVariants(config: ModelConfig): KvVariant[] {
   const contrast = { codec: "int4-token" } as const;
-  const variants = [
+  const variants: KvVariant[] = [
     ...KV_PRESET_NAMES.filter((name) => name !== "fp32").map((name) => ({
       name,
       recipe: kvPreset(name),
@@ -56,9 +56,14 @@ function codedError(
 ): { error: number; energy: number } | null {
   const { codec: id, hadamard, ...options } = given;
   const definition = kvCodecs.get(id);
-  if (definition.needs?.length) return null;
   const info = { plane, headDim, layer, kvHead, seed: 0, calibration: null };
-  const codec = definition.create(definition.options.parse(options), info);
+  let codec: PlaneCodec;
+  try {
+    codec = definition.create(definition.options.parse(options), info);
+  } catch (error) {
+    if (error instanceof RecipeError) return null; // needs calibration
+    throw error;
+  }
   const { group, keyFrame, stats } = codec.caps;
   if ((stats && stats.kind !== "none") || (plane === "k" && keyFrame === "pre")) return null;
   const rows = vectors.slice();
