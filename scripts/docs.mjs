@@ -13,6 +13,8 @@ const { presets } = await built("recipe/presets.js");
 const { formats } = await built("formats/index.js");
 const { tasks } = await built("eval/tasks/index.js");
 const { KV_PRESET_NAMES, kvPreset } = await built("kv/presets.js");
+const { kvCodecs } = await built("kv/codecs/index.js");
+const { retentions } = await built("kv/retention/index.js");
 const { recipeJsonSchema } = await built("recipe/schema.js");
 
 const NOTE = "<!-- Written by `npm run docs` from the registries. Do not edit. -->";
@@ -29,9 +31,11 @@ function paper(reference) {
   return id ? reference.replace(`arXiv:${id}`, `[${id}](https://arxiv.org/abs/${id})`) : reference;
 }
 
-function plane({ codec, hadamard, clip, zero, qBits }) {
+function plane({ codec, hadamard, clip, zero, qBits, bits, base }) {
   return [
     codec,
+    base && `over ${base.codec}`,
+    (bits ?? base?.bits) && `${bits ?? base.bits} bits`,
     hadamard && "rotated",
     clip !== undefined && `clip ${clip}`,
     zero && `${zero} zero`,
@@ -39,6 +43,13 @@ function plane({ codec, hadamard, clip, zero, qBits }) {
   ]
     .filter(Boolean)
     .join(", ");
+}
+
+/** Exact first tokens, and which tokens stay. */
+function kept({ sinks, retention }) {
+  const { type = "all", ...options } = retention ?? {};
+  const words = Object.entries(options).map(([name, value]) => `${name} ${value}`);
+  return [sinks && `${sinks} exact first`, [type, ...words].join(" ")].filter(Boolean).join(", ");
 }
 
 function features() {
@@ -84,8 +95,31 @@ ${markdownTable(
 ## KV cache
 
 ${markdownTable(
-  ["preset", "keys", "values"],
-  KV_PRESET_NAMES.map((id) => [`\`${id}\``, plane(kvPreset(id).k), plane(kvPreset(id).v)]),
+  ["preset", "keys", "values", "tokens"],
+  KV_PRESET_NAMES.map((id) => {
+    const recipe = kvPreset(id);
+    return [`\`${id}\``, plane(recipe.k), plane(recipe.v), kept(recipe)];
+  }),
+)}
+
+Any codec goes with any policy ([docs/kv-cache.md](docs/kv-cache.md)).
+
+${markdownTable(
+  ["codec", "", "paper"],
+  [...kvCodecs].map(({ id, summary, paper: reference }) => [
+    `\`${id}\``,
+    summary,
+    paper(reference),
+  ]),
+)}
+
+${markdownTable(
+  ["retention", "", "paper"],
+  [...retentions].map(({ id, summary, paper: reference }) => [
+    `\`${id}\``,
+    summary,
+    paper(reference),
+  ]),
 )}
 
 ## Formats

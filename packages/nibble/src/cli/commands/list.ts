@@ -32,7 +32,18 @@ const LISTS: Record<string, () => Promise<Row[]>> = {
   },
   async kv() {
     const { KV_PRESET_NAMES, kvPreset } = await import("../../kv/presets.js");
-    return KV_PRESET_NAMES.map((id) => ({ id, recipe: kvPreset(id) }));
+    const { kvCodecs } = await import("../../kv/codecs/index.js");
+    const { retentions } = await import("../../kv/retention/index.js");
+    return [
+      ...KV_PRESET_NAMES.map((id) => ({ id, kind: "preset", recipe: kvPreset(id) })),
+      ...[...kvCodecs].map(({ id, summary, paper }) => ({ id, kind: "codec", summary, paper })),
+      ...[...retentions].map(({ id, summary, paper }) => ({
+        id,
+        kind: "retention",
+        summary,
+        paper,
+      })),
+    ];
   },
   async tasks() {
     const { tasks } = await import("../../eval/tasks/index.js");
