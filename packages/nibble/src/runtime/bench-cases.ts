@@ -160,8 +160,10 @@ class CaseRunner {
     const { steps, depth, batch, rows } = item;
     const { runner } = this.#opened;
     for (let slot = 0; slot < batch; slot++) {
-      const have = this.#filled[slot] ?? 0;
+      // A cache that cannot give back the steps of the last round is filled anew.
+      const have = Math.min(this.#filled[slot] ?? 0, runner.tables.keepable(slot, depth));
       if (have < depth) {
+        runner.tables.truncate(slot, have);
         const missing = this.#tokens.subarray(have, depth);
         await runner.prefill(slot, missing, have, { logits: false, signal: this.#signal });
         this.#filled[slot] = depth;

@@ -293,10 +293,14 @@ export class ManagedRunner extends Runner {
     };
   }
 
-  /** A managed sequence only grows at its end. */
+  /** A sequence grows at its end; rows that begin earlier replace what was there, when the cache can give it back. */
   #inOrder(sequence: number, position: number): void {
     const length = this.cache.length(sequence);
     if (position === length) return;
+    if (position < length && this.cache.keepable(sequence, position) === position) {
+      this.cache.truncate(sequence, position);
+      return;
+    }
     throw new UsageError(
       `sequence ${sequence} has ${length} tokens, the next is not at ${position}`,
       {
