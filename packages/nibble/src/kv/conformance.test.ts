@@ -520,3 +520,22 @@ describe.each(policyCases)("a saved sequence under %s", (_, retention) => {
     }
   });
 });
+
+it.each(["int4-token", "kivi"])(
+  "100 forks of one prompt cost little more than one (%s)",
+  async (codec) => {
+    const shape = { headDim: 64, kvHeads: 3, groupHeads: 1, sequences: 101, positions: 2200 };
+    const lab = new CacheLab(both({ codec }), shape);
+    for (let from = 0; from < 2048; from += 256) await lab.step(lab.rows(256, from));
+    const one = lab.cache.bytes();
+    const stream = lab.layer().streams[0];
+    if (!stream) throw new Error("no stream");
+    const { k, v, length } = stream;
+    // Exact rows and where they are.
+    const tail = k.store.rowBytes + v.store.rowBytes + 12 * (length - Math.min(k.sealed, v.sealed));
+    for (let to = 1; to <= 100; to++) lab.cache.fork(0, to);
+    expect(lab.cache.bytes().total - 100 * tail).toBeLessThan(1.3 * one.total);
+    await lab.step(lab.rows(1, 2048), { kind: "stepwise" }, { sequence: 7 });
+    expect(lab.contents()[0]?.positions.length).toBe(2048);
+  },
+);
