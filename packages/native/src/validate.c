@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "kernels.h"
+#include <string.h>
 #include "pages.h"
 
 #define MAX_HEAD_DIM 512

@@ -150,6 +150,16 @@ export function kvOption(command: Command): void {
     .option("--kv-calibration <file>", "what --kv learned from text (nibble calibrate-kv)");
 }
 
+/** Inputs of linears of a weight-only model while it runs. */
+export function activationsOption(command: Command): void {
+  command.addOption(
+    new Option(
+      "--activations <type>",
+      "inputs of a weight-only model's linears: f32, or i8 (faster, an approximation)",
+    ).argParser(oneOf("--activations", ["f32", "i8"] as const)),
+  );
+}
+
 /** Parses what --kv was given. @throws UsageError, RecipeError */
 export async function parseKv(text: string | undefined, calibration?: string) {
   if (text === undefined) {

@@ -29,6 +29,8 @@ export interface MeasureOptions {
   threads?: number;
   /** Cache of the measured model (a reference runs with its own). */
   kv?: string | KvRecipe;
+  /** Inputs of integer linears of a model that quantizes none itself (a reference runs with f32). */
+  activations?: "f32" | "i8";
 }
 
 export interface TextOptions extends MeasureOptions {
@@ -59,7 +61,7 @@ export interface TasksOptions extends MeasureOptions {
 
 /** Options for openModel out of options for a measurement. */
 export function openOptions(options: MeasureOptions, own: OpenOptions): OpenOptions {
-  const { onProgress, signal, backend, threads, kv } = options;
+  const { onProgress, signal, backend, threads, kv, activations } = options;
   return {
     ...own,
     ...(onProgress
@@ -69,6 +71,7 @@ export function openOptions(options: MeasureOptions, own: OpenOptions): OpenOpti
     ...(backend ? { backend } : {}),
     ...(threads !== undefined ? { threads } : {}),
     ...(kv !== undefined ? { kv } : {}),
+    ...(activations !== undefined ? { activations } : {}),
   };
 }
 
@@ -100,7 +103,7 @@ export async function measureText(
   let reference: OpenedModel | null = null;
   try {
     if (options.reference !== undefined) {
-      const { kv: _ownCache, ...others } = options;
+      const { kv: _ownCache, activations: _ownInputs, ...others } = options;
       reference = await openModel(options.reference, openOptions(others, own));
     }
     const { windows, stride, record, signal, onProgress } = options;

@@ -75,6 +75,29 @@ export async function plan(
   }
 }
 
+/**
+ * Refuses a recipe whose estimated peak is above a limit.
+ * @throws ResourceError code "memory" that says what would help
+ */
+export async function checkMemory(
+  source: string,
+  recipe: Recipe,
+  maxBytes: number,
+  options: { signal?: AbortSignal } = {},
+): Promise<void> {
+  const { peakBytes, calibration } = await plan(source, recipe, options);
+  if (peakBytes <= maxBytes) return;
+  throw new ResourceError(
+    `about ${formatBytes(peakBytes)} of memory are needed, --max-memory allows ${formatBytes(maxBytes)}`,
+    {
+      hint: calibration
+        ? "Use fewer --samples or a smaller --seqlen; their hidden states are what grows."
+        : "Blocks are already read one by one; the artifact itself must fit.",
+    },
+    "memory",
+  );
+}
+
 /** The plan of a loaded model. Transforms, activations and cache of the recipe are recorded in `model`. */
 export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
   const warnings: string[] = [];

@@ -11,6 +11,7 @@ import { completeKv, isFlat, resolveKv } from "../kv/recipe.js";
 import { ManagedImage } from "../kv/streams/image.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
 import type { KvRecipe, Model } from "../model/model.js";
+import { SITES } from "../model/roles.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import type { KvCalibration } from "./kv-calibration.js";
 import { ManagedRunner } from "./managed-runner.js";
@@ -24,6 +25,11 @@ export interface OpenOptions {
   kv?: string | KvRecipe;
   /** What the codecs of the cache learned from calibration text; openModel reads the file that the recipe names. */
   kvCalibration?: KvCalibration;
+  /**
+   * Inputs of linears of a model whose artifact quantizes none: f32 (default), or 8-bit integers, one symmetric scale a
+   * token, in front of integer weights. An approximation that is several times faster in prompts.
+   */
+  activations?: "f32" | "i8";
   /** Tokens a sequence may reach; default min(the model's own limit, 8192). */
   maxContext?: number;
   /** Sequences alive at once. */
@@ -59,7 +65,8 @@ export interface OpenedModel {
  * Compiles a loaded model. The model stays open: its tensors are read while it is compiled, and whoever loaded it closes it.
  * @throws ModelError, BackendError, ResourceError with what is wrong and what to do
  */
-export async function openLoaded(model: Model, options: OpenOptions = {}): Promise<OpenedModel> {
+export async function openLoaded(source: Model, options: OpenOptions = {}): Promise<OpenedModel> {
+  const model = withActivations(source, options.activations);
   const kv = resolveKv(
     typeof options.kv === "string"
       ? kvPreset(options.kv)
@@ -116,4 +123,18 @@ export async function openLoaded(model: Model, options: OpenOptions = {}): Promi
     kv,
     close: () => runner.dispose(),
   };
+}
+
+/** @throws UsageError for a model whose artifact already says how its inputs are quantized */
+function withActivations(model: Model, wanted: "f32" | "i8" | undefined): Model {
+  if (wanted === undefined) return model;
+  if (Object.keys(model.activations).length > 0 || model.activationOverrides.size > 0) {
+    throw new UsageError("the artifact says how its activations are quantized, and runs so", {
+      hint: "Leave --activations out, or compress the model without an activations step.",
+    });
+  }
+  if (wanted === "f32") return model;
+  const quantizer = { bits: 8, granularity: "token", symmetric: true, clip: 1 } as const;
+  const activations = Object.fromEntries(SITES.map((site) => [site, quantizer]));
+  return { ...model, activations };
 }

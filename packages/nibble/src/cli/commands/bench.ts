@@ -4,6 +4,7 @@ import { defaultThreads, formatBytes } from "../../core/memory.js";
 import type { Ceilings } from "../../kernels/ceilings.js";
 import type { BenchCase, CaseResult } from "../../runtime/bench-cases.js";
 import {
+  activationsOption,
   type BackendChoice,
   backendOption,
   defined,
@@ -26,6 +27,7 @@ interface Options {
   rounds: number;
   kv?: string;
   kvCalibration?: string;
+  activations?: "f32" | "i8";
   grow?: boolean;
 }
 
@@ -69,6 +71,7 @@ export const bench = defineVerb<Options>({
       .option("--grow", "prompts and depths up to 8192, batches up to 16, rows up to 11")
       .option("--rounds <n>", "measured rounds after one to warm up", integer("--rounds", 1), 5);
     kvOption(command);
+    activationsOption(command);
     backendOption(command);
   },
   async run({ output, onProgress, signal }, [model = ""], options) {
@@ -97,7 +100,7 @@ export const bench = defineVerb<Options>({
             sequences: Math.max(...cases.map((item) => (item.kind === "decode" ? item.batch : 1))),
             log: (line) => output.log(line),
             signal,
-            ...defined({ kv }),
+            ...defined({ kv, activations: options.activations }),
           });
           try {
             const { engine } = opened.compiled;
@@ -118,7 +121,11 @@ export const bench = defineVerb<Options>({
     } finally {
       await loaded.close();
     }
-    return { result: { ...facts, runs }, text: facts === null ? "" : report(facts, runs) };
+    const inputs = defined({ activations: options.activations });
+    return {
+      result: { ...facts, ...inputs, runs },
+      text: facts === null ? "" : report(facts, runs),
+    };
   },
 });
 

@@ -1,6 +1,6 @@
 /** `nibble compress`: a recipe or preset applied to a model, saved as an artifact. */
 import { basename } from "node:path";
-import { formatBytes, formatCount, formatSeconds } from "../../core/memory.js";
+import { formatBytes, formatCount, formatSeconds, parseBytes } from "../../core/memory.js";
 import {
   defined,
   type EngineFlags,
@@ -14,6 +14,7 @@ import { defineVerb } from "../verb.js";
 interface Options extends EngineFlags, RecipeOptions {
   output: string;
   resume: boolean;
+  maxMemory?: number;
 }
 
 export const compress = defineVerb<Options>({
@@ -30,6 +31,11 @@ export const compress = defineVerb<Options>({
     command.requiredOption("-o, --output <dir>", "folder of the artifact");
     recipeOptions(command);
     engineOptions(command);
+    command.option(
+      "--max-memory <size>",
+      "refuse to start when the plan needs more, e.g. 4GiB",
+      parseBytes,
+    );
     command.option("--no-resume", "keep no state of unfinished runs, and use none");
   },
   async run({ onProgress, signal }, [model = ""], options) {
@@ -39,6 +45,10 @@ export const compress = defineVerb<Options>({
     const { compress: run } = await import("../../recipe/run.js");
     const { evaluateRecipe } = await import("../../recipe/gates.js");
     await checkOutput(options.output);
+    if (options.maxMemory !== undefined) {
+      const { checkMemory } = await import("../../recipe/plan.js");
+      await checkMemory(model, recipe, options.maxMemory, { signal });
+    }
     const engine = { backend: options.backend, ...defined({ threads: options.threads }) };
     const result = await run(model, recipe, {
       output: options.output,

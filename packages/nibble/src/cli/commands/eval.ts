@@ -3,6 +3,7 @@
 import { UsageError } from "../../core/errors.js";
 import { readTextFile } from "../../core/text-file.js";
 import {
+  activationsOption,
   commaList,
   defined,
   type EngineFlags,
@@ -30,6 +31,7 @@ interface Options extends EngineFlags {
   reference?: string;
   kv?: string;
   kvCalibration?: string;
+  activations?: "f32" | "i8";
 }
 
 export const evaluate = defineVerb<Options>({
@@ -84,6 +86,7 @@ export const evaluate = defineVerb<Options>({
         "also measure KL(reference || model) and top-1 agreement on the text",
       );
     kvOption(command);
+    activationsOption(command);
     engineOptions(command);
   },
   async run({ output, onProgress, signal }, [model = ""], options) {
@@ -108,6 +111,7 @@ export const evaluate = defineVerb<Options>({
       ...defined({
         threads: options.threads,
         kv: await parseKv(options.kv, options.kvCalibration),
+        activations: options.activations,
       }),
     };
     const taskOptions = {
@@ -154,6 +158,7 @@ export const evaluate = defineVerb<Options>({
     return {
       result: {
         ...withoutTimes(onText),
+        ...defined({ activations: options.activations }),
         ...(onTasks || onGsm8k
           ? {
               tasks: {

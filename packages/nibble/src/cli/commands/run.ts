@@ -4,6 +4,7 @@ import { UsageError } from "../../core/errors.js";
 import type { OpenedModel } from "../../runtime/open.js";
 import { chatLoop } from "../chat.js";
 import {
+  activationsOption,
   defined,
   type EngineFlags,
   engineOptions,
@@ -30,6 +31,7 @@ interface Options extends EngineFlags {
   maxContext?: number;
   kv?: string;
   kvCalibration?: string;
+  activations?: "f32" | "i8";
   speculate?: string;
   draftTokens?: number;
   promptCache?: string;
@@ -90,6 +92,7 @@ export const run = defineVerb<Options>({
         "begin with the cache in this file if it exists, and write it afterwards",
       );
     kvOption(command);
+    activationsOption(command);
     engineOptions(command);
   },
   async run(context, [model = ""], options) {
@@ -117,7 +120,10 @@ export const run = defineVerb<Options>({
     };
     const opened = await openModel(model, {
       ...engine,
-      ...defined({ kv: await parseKv(options.kv, options.kvCalibration) }),
+      ...defined({
+        kv: await parseKv(options.kv, options.kvCalibration),
+        activations: options.activations,
+      }),
     });
     let draft: OpenedModel | null = null;
     try {
