@@ -2,7 +2,8 @@
 // Every weight method on one model at comparable bits: quality of what is stored, size, cost, speed. Rows that the output
 // file already has are not measured again, so the run may be stopped and continued.
 //   node bench/weights-table.mjs <model> <text> --calibration <text> [--out table.json] [--rows id,id] [--gguf name=file,…]
-//        [--ctx 2048] [--windows 4] [--threads 1] [--print]
+//        [--ctx 2048] [--windows 4] [--threads 1] [--print] [--docs]
+// `--print` only prints what the file holds; `--docs` also writes the measured rows into docs/methods/*.md and docs/weights.md.
 // `--gguf` adds rows for GGUF files of the same model (bench/llama-quantize.mjs makes them): read by our own reader, measured
 // in the same harness. Every row runs in processes of its own, so peak memory is that of the row.
 import { spawn } from "node:child_process";
@@ -24,10 +25,12 @@ const { values, positionals } = parseArgs({
     windows: { type: "string", default: "4" },
     threads: { type: "string", default: "1" },
     print: { type: "boolean", default: false },
+    docs: { type: "boolean", default: false },
   },
 });
 const [model, text] = positionals;
-if (!values.print && (!model || !text || !values.calibration)) {
+const measures = !values.print && !values.docs;
+if (measures && (!model || !text || !values.calibration)) {
   console.error(
     "usage: node bench/weights-table.mjs <model> <text> --calibration <text> [--out …]",
   );
@@ -146,8 +149,8 @@ async function measureFile(id, path) {
   save();
 }
 
-export function markdown(table) {
-  const number = (x, digits) => (x === undefined ? "" : x.toFixed(digits));
+function markdown(table) {
+  const number = (x, digits) => (typeof x === "number" ? x.toFixed(digits) : "");
   const head = [
     "row",
     "bits linears",
@@ -175,7 +178,40 @@ export function markdown(table) {
     .join("\n");
 }
 
-if (!values.print) {
+/** Replaces what stands between the marks of a page. */
+function fill(path, text) {
+  const page = readFileSync(path, "utf8");
+  const [begin, end] = ["<!-- measured:begin -->", "<!-- measured:end -->"];
+  const [from, to] = [page.indexOf(begin), page.indexOf(end)];
+  if (from < 0 || to < from) return;
+  writeFileSync(path, `${page.slice(0, from + begin.length)}\n${text}\n${page.slice(to)}`);
+}
+
+/** Measured rows in every method's page, beside the original and plain rounding. */
+function writeDocs() {
+  const page = (name) => fileURLToPath(new URL(`../docs/${name}.md`, import.meta.url));
+  const protocol = `WikiText-2 test, ctx ${known.ctx}, first ${known.windows} windows, through the real runtime; KL(original || row) in nats. Embedding and head in 8 bits unless the row is "golden" or "original". All rows: [weights.md](%).`;
+  const part = (ids) =>
+    markdown({
+      rows: Object.fromEntries(
+        ids.filter((id) => known.rows[id]).map((id) => [id, known.rows[id]]),
+      ),
+    });
+  const methods = new Set(ROWS.flatMap(({ method }) => method ?? []));
+  for (const method of methods) {
+    const own = ROWS.filter((row) => row.method === method && known.rows[row.id]).map(
+      ({ id }) => id,
+    );
+    if (own.length === 0) continue;
+    const beside = ["original", "rtn-g64"].filter((id) => !own.includes(id));
+    const path = page(`methods/${method}`);
+    if (existsSync(path))
+      fill(path, `\n${protocol.replace("%", "../weights.md")}\n\n${part([...own, ...beside])}\n`);
+  }
+  fill(page("weights"), `\n${markdown(known)}\n`);
+}
+
+if (measures) {
   const only = values.rows?.split(",");
   Object.assign(known, { ctx: Number(values.ctx), windows: Number(values.windows) });
   let failed = 0;
@@ -200,4 +236,5 @@ if (!values.print) {
   }
   if (failed > 0) process.exitCode = 1;
 }
+if (values.docs) writeDocs();
 console.log(markdown(known));
