@@ -100,7 +100,7 @@ async function measureRow(row) {
   try {
     const made = await nibble(
       ...["compress", model, "--recipe", recipeFile, "--calibration", values.calibration],
-      ...["-o", folder, "--no-resume", ...(row.args ?? [])],
+      ...["-o", folder, ...(row.args ?? [])],
     );
     const { title, method, golden } = row;
     known.rows[row.id] = {
@@ -123,16 +123,15 @@ async function measureRow(row) {
 }
 
 async function measureFile(id, path) {
-  if (known.rows[id]) return;
   const { openGguf, fileSource } = await import("../packages/nibble/dist/index.js");
   const file = await openGguf(await fileSource(path));
   const sizes = { linears: [0, 0], whole: [0, 0] };
   const types = {};
-  for (const { name, ne, type, byteLength } of file.tensors.values()) {
+  for (const { name, ne, type, bytes } of file.tensors.values()) {
     const count = ne.reduce((a, b) => a * b, 1);
     const linear = /^blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight$/.test(name);
     for (const part of linear ? ["linears", "whole"] : ["whole"]) {
-      sizes[part][0] += byteLength * 8;
+      sizes[part][0] += bytes * 8;
       sizes[part][1] += count;
     }
     if (linear || name === "token_embd.weight") types[type] = (types[type] ?? 0) + 1;
@@ -144,10 +143,17 @@ async function measureFile(id, path) {
       .join(", ")}`,
     bitsPerWeight: { linears: bits(sizes.linears), whole: bits(sizes.whole) },
     bytes: sizes.whole[0] / 8,
-    ...(await quality(path, false)),
+    ...(known.rows[id] ? measured(known.rows[id]) : await quality(path, false)),
   };
   save();
 }
+
+const measured = ({ perplexity, kl, topAgreement, tokens }) => ({
+  perplexity,
+  kl,
+  topAgreement,
+  tokens,
+});
 
 function markdown(table) {
   const number = (x, digits) => (typeof x === "number" ? x.toFixed(digits) : "");
@@ -163,7 +169,7 @@ function markdown(table) {
     "decode tok/s",
   ];
   const rows = Object.entries(table.rows).map(([id, r]) => [
-    id,
+    r.title ? `${id} (${r.title})` : id,
     number(r.bitsPerWeight.linears, 3),
     number(r.bitsPerWeight.whole, 3),
     number(r.perplexity, 3) + (r.golden ? ` (golden ${r.golden})` : ""),
