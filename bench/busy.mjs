@@ -1,6 +1,6 @@
 /**
- * Decode beside a busy process: tokens per second with 1 thread alone, with 2 threads alone, and with 2 threads while another
- * process keeps one processor busy. The three take turns, so that what the machine does meanwhile meets all of them.
+ * Decode beside a busy process: tokens per second with 1 thread alone, with 2 threads alone, and with 1 and 2 threads while
+ * another process keeps one processor busy. They take turns, so that what the machine does meanwhile meets all of them.
  *
  *   node bench/busy.mjs <model> [--tokens 64] [--rounds 5] [--threads 2]
  *
@@ -56,15 +56,20 @@ const rows = [];
 await decode(one);
 await decode(many);
 for (let round = 0; round < rounds; round++) {
-  const row = { one: await decode(one), alone: await decode(many), busy: await beside(many) };
+  const row = {
+    one: await decode(one),
+    alone: await decode(many),
+    oneBusy: await beside(one),
+    busy: await beside(many),
+  };
   rows.push(row);
   console.log(
-    `1 thread ${row.one.toFixed(1)} · ${threads} threads ${row.alone.toFixed(1)} · beside a busy process ${row.busy.toFixed(1)} tokens/s`,
+    `1 thread ${row.one.toFixed(1)} · ${threads} threads ${row.alone.toFixed(1)} · beside a busy process 1 thread ${row.oneBusy.toFixed(1)}, ${threads} threads ${row.busy.toFixed(1)} tokens/s`,
   );
 }
 const ratio = median(rows.map(({ one: alone, busy }) => busy / alone));
 console.log(
-  `median: 1 thread ${median(rows.map((r) => r.one)).toFixed(1)}, ${threads} threads ${median(rows.map((r) => r.alone)).toFixed(1)}, busy ${median(rows.map((r) => r.busy)).toFixed(1)} tokens/s; busy / 1 thread alone ${ratio.toFixed(2)} (target 0.8)`,
+  `median: 1 thread ${median(rows.map((r) => r.one)).toFixed(1)}, ${threads} threads ${median(rows.map((r) => r.alone)).toFixed(1)}, busy ${median(rows.map((r) => r.oneBusy)).toFixed(1)} and ${median(rows.map((r) => r.busy)).toFixed(1)} tokens/s; busy / 1 thread alone ${ratio.toFixed(2)} (target 0.8)`,
 );
 await one.close();
 await many.close();

@@ -45,8 +45,8 @@ const KERNELS = [
   "table",
 ];
 const COMMON = emulate
-  ? ["../emulate/main", "threads", "validate"]
-  : ["addon", "ceilings", "cpu", "pack", "threads", "validate"];
+  ? ["../emulate/main", "pace", "threads", "validate"]
+  : ["addon", "ceilings", "cpu", "pace", "pack", "threads", "validate"];
 
 const ISAS = {
   x64: {

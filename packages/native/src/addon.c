@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include "ceilings.h"
 #include "cpu.h"
+#include "pace.h"
 #include "pack.h"
 #include "threads.h"
 #include "validate.h"
@@ -414,6 +415,46 @@ static napi_value sparse(napi_env env, napi_callback_info info) {
   return NULL;
 }
 
+/* schedule(engine, Int32Array): how many threads work, op by op; empty: as the machine allows (threads.h). For tests. */
+static napi_value schedule(napi_env env, napi_callback_info info) {
+  napi_value args[2];
+  napi_typedarray_type type;
+  engine *e;
+  size_t length;
+  void *data;
+  if (!arguments(env, info, 2, args) || !(e = engine_of(env, args[0]))) return NULL;
+  if (e->busy) return fail(env, "busy", "the engine is running a program");
+  if (napi_get_typedarray_info(env, args[1], &type, &length, &data, NULL, NULL) != napi_ok || type != napi_int32_array) {
+    return fail(env, "usage", "schedule(engine, Int32Array)");
+  }
+  if (!nb_team_schedule(e->team, data, (int64_t)length)) return fail(env, "memory", "out of memory");
+  return NULL;
+}
+
+/* pace(threads, Float64Array of now, wall, worst, total): what pace.h decides after each of these windows. For tests. */
+static napi_value pace(napi_env env, napi_callback_info info) {
+  napi_value args[2], result;
+  napi_typedarray_type type;
+  int32_t threads;
+  size_t length;
+  void *data;
+  if (!arguments(env, info, 2, args)) return NULL;
+  if (napi_get_value_int32(env, args[0], &threads) != napi_ok || threads < 1 ||
+      napi_get_typedarray_info(env, args[1], &type, &length, &data, NULL, NULL) != napi_ok || type != napi_float64_array) {
+    return fail(env, "usage", "pace(threads, Float64Array)");
+  }
+  nb_pace p;
+  nb_pace_init(&p, threads);
+  napi_create_array(env, &result);
+  for (size_t i = 0; i + 4 <= length; i += 4) {
+    const double *w = (const double *)data + i;
+    napi_value item;
+    napi_create_int32(env, nb_pace_decide(&p, (int64_t)w[0], (int64_t)w[1], (int64_t)w[2], (int64_t)w[3]), &item);
+    napi_set_element(env, result, (uint32_t)(i / 4), item);
+  }
+  return result;
+}
+
 /* ceiling(name, threads, variant): the machine's rate for one kind of work, per second, 0 when unknown; see ceilings.h. */
 static napi_value ceiling(napi_env env, napi_callback_info info) {
   napi_value args[3], result;
@@ -436,7 +477,7 @@ static napi_value init(napi_env env, napi_value exports) {
 #define EXPORT(name, function) {name, NULL, function, NULL, NULL, NULL, napi_enumerable, NULL}
       EXPORT("variants", variants), EXPORT("create", create), EXPORT("memory", memory),   EXPORT("load", load),
       EXPORT("run", run),           EXPORT("runSync", run_sync), EXPORT("dispose", dispose), EXPORT("ceiling", ceiling),
-      EXPORT("pack", pack),         EXPORT("sparse", sparse),
+      EXPORT("pack", pack),         EXPORT("sparse", sparse), EXPORT("schedule", schedule), EXPORT("pace", pace),
 #undef EXPORT
   };
   napi_define_properties(env, exports, sizeof all / sizeof all[0], all);

@@ -26,7 +26,7 @@ typedef struct nb_ctx {
   int64_t scratch_bytes;
   int64_t max_rows;
   int64_t max_logit_rows;
-  int thread, threads;
+  int thread, threads; /* threads: how many do the present op */
   struct nb_team *team;
 } nb_ctx;
 
@@ -45,8 +45,6 @@ int64_t nb_next(nb_ctx *);
 void nb_fail(nb_ctx *, const int32_t *ins);
 /* True when an earlier barrier of this run saw a failure. The same for all threads between two barriers. */
 int nb_stopped(nb_ctx *);
-/* Runs the loaded program; every thread of the team calls it. */
-void nb_execute(nb_ctx *, const nb_kernels *);
 
 extern const nb_kernels nb_kernels_baseline;
 #if defined(__x86_64__)

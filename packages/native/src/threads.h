@@ -15,6 +15,11 @@ typedef struct nb_team nb_team;
 nb_team *nb_team_create(uint8_t *arena, int64_t arena_bytes, int threads, const nb_kernels *kernels);
 /* Runs a validated program on all threads; the caller is thread 0. Returns the status word. One caller at a time. */
 int32_t nb_team_run(nb_team *, const nb_program *);
+/*
+ * Fixes how many threads work: counts[0] from the start of the next run, then one count after every op, around and around
+ * (tests). count 0: the team decides by itself again. False when memory is out.
+ */
+int nb_team_schedule(nb_team *, const int32_t *counts, int64_t count);
 /* Ends and joins the workers. */
 void nb_team_destroy(nb_team *);
 

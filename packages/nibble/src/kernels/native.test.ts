@@ -39,7 +39,8 @@ for (const variant of variants ?? []) {
       const status = await makeNativeBackend(variant).status();
       expect(status).toEqual({ id: "native", variant, available: true, notices: [] });
     });
-    conformanceSuite(() => makeNativeBackend(variant), {
+    // Teams that grow and shrink in the middle of runs, and full ones in between: no bit depends on it.
+    conformanceSuite(() => makeNativeBackend(variant, [3, 3, 1, 3, 2, 1, 3]), {
       exactAttention: true,
       programs: variant === variants?.[0] ? 60 : 24,
     });
@@ -171,5 +172,55 @@ describe.runIf(variants !== null)("native engine", () => {
       expect(() => engine.load(broken)).toThrow(BackendError);
     }
     await engine.dispose();
+  });
+});
+
+describe.runIf(variants !== null)("the pace of a team", () => {
+  const MS = 1e6;
+  /** Counts after windows of 10 ms, in each of which every thread lost the given share. */
+  const pace = (threads: number, shares: number[]) => {
+    const windows = shares.flatMap((share, i) => [
+      (i + 1) * 10 * MS,
+      10 * MS,
+      share * 10 * MS,
+      share * 10 * MS,
+    ]);
+    return loadAddon().pace(threads, Float64Array.from(windows));
+  };
+
+  it("keeps all threads while little is lost", () => {
+    expect(pace(2, Array(50).fill(0.12))).toEqual(Array(50).fill(2));
+    expect(pace(1, Array(50).fill(0.9))).toEqual(Array(50).fill(1));
+  });
+
+  it("gives up a thread for every processor that something else uses, never the last", () => {
+    expect(pace(4, [0.3])).toEqual([3]);
+    expect(pace(4, [0, 0.3, 0.3, 0.3, 0.3])).toEqual([4, 3, 2, 1, 1]);
+    const lost = Float64Array.of(10 * MS, 10 * MS, 6 * MS, 35 * MS);
+    expect(loadAddon().pace(8, lost)).toEqual([5]);
+    lost[3] = 200 * MS;
+    expect(loadAddon().pace(8, lost)).toEqual([1]);
+  });
+
+  it("tries all threads again, ever less often while that fails", () => {
+    // Beside a busy process: two threads lose, one does not.
+    const shares: number[] = [];
+    let counts = [2];
+    for (let i = 0; i < 200; i++) {
+      shares.push(counts.at(-1) === 2 ? 0.4 : 0);
+      counts = [2, ...pace(2, shares)];
+    }
+    const tries = counts.flatMap((count, i) => (count === 2 ? [i] : []));
+    const gaps = tries.slice(1).map((at, i) => at - (tries[i] as number));
+    expect(gaps).toEqual([3, 5, 8, 14, 27, 53]); // windows: 16, 32, 64 … ms and the one that failed
+  });
+
+  it("uses all threads again soon after the neighbour has gone", () => {
+    const counts = pace(2, [0.5, 0, 0, 0, 0, 0]);
+    expect(counts).toEqual([1, 1, 2, 2, 2, 2]);
+  });
+
+  it("goes back to the count that worked when a try fails", () => {
+    expect(pace(4, [0.3, 0.3, 0, 0, 0.3, 0])).toEqual([3, 2, 2, 4, 2, 2]);
   });
 });

@@ -39,6 +39,10 @@ interface Addon {
     ]
   ): void;
   sparse(engine: EngineHandle, fromLine: number, toLine: number): void;
+  /** How many threads work, op by op, around and around; empty: the team decides (packages/native/src/pace.h). */
+  schedule(engine: EngineHandle, counts: Int32Array): void;
+  /** What pace.h decides for a team of `threads` after windows of [now, wall, worst, total] ns. */
+  pace(threads: number, windows: Float64Array): number[];
   dispose(engine: EngineHandle): void;
   /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second); 0 when unknown. */
   ceiling(name: "dot" | "fma" | "read", threads: number, variant: string): number;
@@ -80,7 +84,12 @@ class NativeEngine implements Engine {
   #handle: EngineHandle | null;
   #running: Promise<number> | null = null;
 
-  constructor(native: Addon, { arenaBytes, threads }: EngineOptions, variant: string) {
+  constructor(
+    native: Addon,
+    { arenaBytes, threads }: EngineOptions,
+    variant: string,
+    schedule: readonly number[] = [],
+  ) {
     if (!Number.isInteger(threads) || threads < 1) {
       throw new BackendError(`${threads} threads, expected 1 or more`);
     }
@@ -91,6 +100,7 @@ class NativeEngine implements Engine {
     try {
       this.#handle = native.create(bytes, threads, variant);
       this.memory = native.memory(this.#handle);
+      native.schedule(this.#handle, Int32Array.from(schedule));
     } catch (cause) {
       const size = `${(bytes / 2 ** 30).toFixed(2)} GiB, ${threads} threads`;
       const text = `the native backend cannot make an arena (${size}): ${messageOf(cause)}`;
@@ -211,8 +221,14 @@ async function findVariant(forced: string | undefined): Promise<BackendStatus> {
 
 const found = new Map<string, Promise<BackendStatus>>();
 
-/** The native backend restricted to one variant, or choosing the best (null). */
-export function makeNativeBackend(variant: string | null): Backend {
+/**
+ * The native backend restricted to one variant, or choosing the best (null).
+ * @param schedule how many threads of an engine work, op by op, around and around, in place of what the machine allows
+ */
+export function makeNativeBackend(
+  variant: string | null,
+  schedule: readonly number[] = [],
+): Backend {
   const status = () => {
     const forced = variant ?? process.env.NIBBLE_NATIVE_VARIANT ?? "";
     let known = found.get(forced);
@@ -232,7 +248,7 @@ export function makeNativeBackend(variant: string | null): Backend {
           hint: "Run npm run build where a C compiler is installed, or use --backend wasm.",
         });
       }
-      return new NativeEngine(loadAddon(), options, best);
+      return new NativeEngine(loadAddon(), options, best, schedule);
     },
   };
 }
