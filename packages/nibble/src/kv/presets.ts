@@ -1,7 +1,8 @@
 /**
  * Cache recipes by name.
  * `quarot-kv4` is the real path of the QuaRot code, `quarot-kv4-paper` the path of the paper's accuracy tables
- * (arXiv:2404.00456): integer zero points, clip 0.95. `kivi2`, `kivi4`: arXiv:2402.02750 with its defaults.
+ * (arXiv:2404.00456): integer zero points, clip 0.95. `kivi2`, `kivi4`: arXiv:2402.02750 with its defaults. `qaq` looks at 33
+ * queries before a token is coded; the 5 of arXiv:2403.04643, the default of the codec, lose far more (docs/kv-calibration.md).
  */
 import { nearestName, RecipeError, UsageError } from "../core/errors.js";
 import type { KvPlane, KvRecipe } from "../model/model.js";
@@ -23,7 +24,7 @@ const PRESETS: Record<string, KvRecipe> = {
   kivi4: both(kivi(4)),
   "kvquant-nuq3-1": { ...both({ codec: "kvquant", bits: 3, sparsity: 0.99 }), sinks: 1 },
   "gear-kivi2": both({ codec: "gear", base: { codec: "kivi", bits: 2, group: 32 }, rank: 4 }),
-  qaq: both({ codec: "qaq" }),
+  qaq: both({ codec: "qaq", window: 33 }),
   streaming: {
     ...both({ codec: "fp16" }),
     retention: { type: "window", sinks: 4, recent: 1020 },

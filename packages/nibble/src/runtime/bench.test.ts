@@ -75,6 +75,26 @@ describe("bench", () => {
     await opened.close();
   });
 
+  it.each([1, 3])(
+    "a cache that cannot be cut begins every round at the depth (%i rows)",
+    async (rows) => {
+      const retention = { type: "window", sinks: 1, recent: 3 };
+      const kv = { k: { codec: "fp16" }, v: { codec: "fp16" }, retention };
+      const opened = await open({ kv, sequences: 2 });
+      const lengths: number[] = [];
+      const step = opened.runner.step.bind(opened.runner);
+      opened.runner.step = async (given, logitRows) => {
+        if (logitRows.length > 0) lengths.push(given.positions[0] as number);
+        return step(given, logitRows);
+      };
+      await benchModel(opened, { prefill: 0, decode: 3, depth: 9, batch: 2, rows, rounds: 2 });
+      // The round that warms up, and two.
+      const places = rows === 1 ? [9, 10, 11] : [9, 9, 9];
+      expect(lengths).toEqual([...places, ...places, ...places]);
+      await opened.close();
+    },
+  );
+
   it("rows of one sequence stay at their place; plain decoding moves on", () => {
     const decode = { kind: "decode", steps: 20, depth: 10, batch: 1 } as const;
     expect(contextOf({ ...decode, rows: 1 })).toBe(31);

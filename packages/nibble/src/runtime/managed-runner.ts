@@ -19,13 +19,10 @@ import { EngineAttender } from "./tile-attender.js";
 class ManagedTables implements SequenceTables {
   readonly cache: ManagedCache;
   readonly #maxContext: number;
-  /** Tokens that were asked for while a sequence was empty: its prompt. */
-  readonly #prompts: number[];
 
   constructor(cache: ManagedCache, maxContext: number) {
     this.cache = cache;
     this.#maxContext = maxContext;
-    this.#prompts = new Array<number>(cache.sequences).fill(0);
   }
 
   get sequences(): number {
@@ -33,9 +30,6 @@ class ManagedTables implements SequenceTables {
   }
   length(slot: number): number {
     return this.cache.length(slot);
-  }
-  promptLength(slot: number): number {
-    return this.#prompts[slot] ?? 0;
   }
 
   reserve(slot: number, length: number): void {
@@ -46,7 +40,7 @@ class ManagedTables implements SequenceTables {
         "context-full",
       );
     }
-    if (this.length(slot) === 0) this.#prompts[slot] = length;
+    this.cache.expect(slot, length);
   }
 
   keepable(slot: number, length: number): number {
@@ -57,7 +51,6 @@ class ManagedTables implements SequenceTables {
   }
   fork(from: number, to: number): void {
     this.cache.fork(from, to);
-    this.#prompts[to] = this.promptLength(from);
   }
   wrote(): void {}
   get usedPages(): number {
@@ -78,7 +71,6 @@ export class ManagedRunner extends Runner {
   readonly #layers: LayerPrograms;
   readonly #attender: EngineAttender;
   readonly #kv: ResolvedKv;
-  readonly #managed: ManagedTables;
   /** Lengths without their drafts of the sequences that have one. */
   readonly #committed = new Map<number, number>();
   /** Attention output of one sequence of a run. */
@@ -99,10 +91,8 @@ export class ManagedRunner extends Runner {
       half,
     };
     const cache = new ManagedCache(kv, config, rope, sequences, calibration);
-    const tables = new ManagedTables(cache, maxContext);
-    super(model, sequences, tables);
+    super(model, sequences, new ManagedTables(cache, maxContext));
     this.cache = cache;
-    this.#managed = tables;
     this.#layers = layers;
     this.#attender = new EngineAttender(model, layers);
     this.#kv = kv;
@@ -246,7 +236,7 @@ export class ManagedRunner extends Runner {
     if (!state) throw new UsageError(`cache slot ${sequence} has no layer ${layer}`);
     const input = this.#rowsOf(layer, rows, positions);
     if (this.#out.length < rows.length * width) this.#out = new Float32Array(rows.length * width);
-    const context = { mode, promptLength: this.#managed.promptLength(sequence) };
+    const context = { mode, promptLength: this.cache.promptLength(sequence) };
     await state.step(input, context, this.#attender, this.#out);
     const target = arena.f32(this.#layers.attentionAt, ((rows.at(-1) ?? 0) + 1) * width);
     rows.forEach((row, i) => {

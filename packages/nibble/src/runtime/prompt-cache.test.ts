@@ -8,9 +8,12 @@ import { bufferSource } from "../core/byte-source.js";
 import { NibbleError } from "../core/errors.js";
 import { Philox } from "../core/rng.js";
 import { sha256 } from "../core/sha256.js";
+import type { KvPlane } from "../model/model.js";
+import { calibrateKv } from "../recipe/calibrate-kv.js";
+import { readKvCalibration } from "./kv-calibration.js";
 import { type OpenedModel, type OpenOptions, openLoaded } from "./opened.js";
 import { readPromptCache } from "./prompt-cache.js";
-import { createSession, type Session } from "./session.js";
+import { createSession, type GenerateOptions, type Session } from "./session.js";
 
 let folder: string;
 beforeAll(async () => {
@@ -40,12 +43,13 @@ async function open(options: OpenOptions = {}, hash = "0"): Promise<OpenedModel>
 }
 
 const PROMPT = Array.from({ length: 150 }, (_, i) => new Philox(1, "prompt", i).below(50));
-async function answer(session: Session, ids: number[], maxTokens = 30) {
+async function drain(session: Session, ids: number[], options: GenerateOptions) {
   const tokens: number[] = [];
-  for await (const piece of session.generate(ids, { maxTokens, temperature: 1, seed: 2 }))
-    tokens.push(piece.token);
+  for await (const piece of session.generate(ids, options)) tokens.push(piece.token);
   return tokens;
 }
+const answer = (session: Session, ids: number[], maxTokens = 30) =>
+  drain(session, ids, { maxTokens, temperature: 1, seed: 2 });
 
 it("a later process begins where this one was, for every codec", async () => {
   for (const kv of ["fp32", "fp16", "quarot-kv4", "kivi2"]) {
@@ -72,6 +76,41 @@ it("a later process begins where this one was, for every codec", async () => {
     const other = [...PROMPT.slice(0, 70), 3, 4, 5];
     const fresh = createSession(await open({ kv }));
     expect(await answer(third, other)).toEqual(await answer(fresh, other));
+  }
+});
+
+it("greedy answers go on over managed caches as if the session had never ended", async () => {
+  const calibration = join(folder, "kv.safetensors");
+  const kvquant = { codec: "kvquant", bits: 3, group: 8 };
+  await calibrateKv(tinyModel({ maxPositionEmbeddings: 320, headDim: 32 }), {
+    ...{ kv: { k: kvquant, v: kvquant }, output: calibration, file: null, samples: 2, seqlen: 24 },
+    ...{ seed: 0, backend: "reference", threads: 1 },
+  });
+  const kvCalibration = await readKvCalibration(
+    bufferSource(await readFile(calibration), "kv"),
+    tinyModel({ headDim: 32 }).config,
+  );
+  const kivi = { codec: "kivi", bits: 2, group: 32, residual: 32 };
+  const both = (plane: KvPlane, sinks = 0) => ({ k: plane, v: plane, sinks });
+  for (const kv of [
+    both(kivi, 2),
+    both({ codec: "gear", base: { ...kivi, residual: 64 }, rank: 2 }),
+    both(kvquant, 1),
+    both({ codec: "qaq", qNorm: 300, window: 33 }),
+    { ...both({ codec: "fp16" }), retention: { type: "h2o", heavy: 0.2, recent: 0.2 } },
+  ]) {
+    const path = join(folder, "managed.cache");
+    const greedy = { maxTokens: 25, temperature: 0 };
+    const first = createSession(await open({ kv, kvCalibration }));
+    await drain(first, PROMPT, { ...greedy, maxTokens: 1 });
+    const kept = await first.saveCache(path);
+    expect(kept).toBe(first.cachedTokens.length);
+    const prompt = [...PROMPT, 7, 8];
+    const expected = await drain(first, prompt, greedy);
+    const second = createSession(await open({ kv, kvCalibration, sequences: 2 }), 1);
+    expect(await second.loadCache(path)).toBe(kept);
+    expect([kv, await drain(second, prompt, greedy)]).toEqual([kv, expected]);
+    expect(second.summary?.reusedTokens).toBe(kept);
   }
 });
 

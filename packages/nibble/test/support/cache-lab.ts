@@ -64,6 +64,9 @@ function calibrationOf(kv: ResolvedKv, shape: LabShape): Calibration {
     );
 }
 
+/** Rows that were drawn before, by shape, name and position: every test asks for the same ones. */
+const drawn = new Map<string, { q: Float32Array; k: Float32Array; v: Float32Array }>();
+
 export class CacheLab {
   readonly cache: ManagedCache;
   readonly attender: DenseAttender;
@@ -96,12 +99,21 @@ export class CacheLab {
     const { headDim, kvHeads, groupHeads } = this.shape;
     const width = kvHeads * headDim;
     const all = Array.from({ length: count }, (_, i) => {
+      const key = `${name}/${from + i}/${width}/${groupHeads}/${scale}`;
+      const known = drawn.get(key);
+      if (known) return known;
       const rng = new Philox(3, `${name}/${from + i}`);
       const draw = (n: number) => Float32Array.from(rng.normals(n), (x) => x * scale);
-      return { q: draw(width * groupHeads), k: draw(width), v: draw(width) };
+      const row = { q: draw(width * groupHeads), k: draw(width), v: draw(width) };
+      drawn.set(key, row);
+      return row;
     });
-    const join = (part: "q" | "k" | "v") =>
-      Float32Array.from(all.flatMap((row) => Array.from(row[part])));
+    const join = (part: "q" | "k" | "v") => {
+      const size = all[0]?.[part].length ?? 0;
+      const joined = new Float32Array(count * size);
+      for (const [i, row] of all.entries()) joined.set(row[part], i * size);
+      return joined;
+    };
     return {
       rows: count,
       queries: join("q"),

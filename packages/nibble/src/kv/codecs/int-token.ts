@@ -121,7 +121,7 @@ const define = (bits: 4 | 8) =>
     id: `int${bits}-token`,
     title: `${bits} bits per token`,
     paper: "arXiv:2404.00456",
-    summary: `${bits}-bit codes, one scale and zero per token and head, keys optionally rotated (R3).`,
+    summary: `${bits}-bit codes, one scale and zero per token and head, keys optionally rotated (R3); queries in 8 bits (qBits) in the kernels, in f32 in the managed cache.`,
     options,
     planes: ["k", "v"],
     kernels: () => "token",

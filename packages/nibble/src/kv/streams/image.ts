@@ -93,6 +93,7 @@ export class ManagedImage implements SequenceImage {
   save(slot: number, length: number): Uint8Array {
     const writer = new ByteWriter();
     if (length > 0) {
+      writer.integer(this.#cache.promptLength(slot));
       for (const layer of this.#cache.layers(slot)) {
         for (const stream of layer.streams) stream.save(writer);
       }
@@ -106,22 +107,26 @@ export class ManagedImage implements SequenceImage {
   }
 
   load(slot: number, bytes: Uint8Array, length: number): void {
-    if (length > 0) this.#cache.adopt(slot, this.#read(bytes, length, slot).layers);
+    if (length === 0) return;
+    const { layers, promptLength } = this.#read(bytes, length, slot);
+    this.#cache.adopt(slot, layers, promptLength);
   }
 
   #read(bytes: Uint8Array, length: number, sequence: number) {
+    let promptLength = 0;
     const layers: LayerState[] = length > 0 ? this.#cache.newLayers(sequence) : [];
     const drop = (made: LayerState[]) => {
       for (const { streams } of made) for (const stream of streams) stream.dispose();
     };
     try {
       const reader = new ByteReader(bytes);
+      if (length > 0) promptLength = reader.integer(0, 2 ** 31 - 1);
       for (const layer of layers) for (const stream of layer.streams) stream.load(reader, length);
       reader.end();
     } catch (error) {
       drop(layers);
       throw error;
     }
-    return { layers, drop };
+    return { layers, promptLength, drop };
   }
 }

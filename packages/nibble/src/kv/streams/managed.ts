@@ -38,7 +38,9 @@ export class ManagedCache {
   readonly #codecs: Record<PlaneName, PlaneCodec[][]>;
   readonly #pools = new Map<string, PagePool>();
   readonly #sequences: (LayerState[] | null)[];
-  /** Numbers handed to sequences; a sequence that begins anew keeps that of its slot. */
+  /** Tokens of the prompt of each sequence, which budgets are shares of. */
+  readonly #prompts: number[];
+  /** Each KV head is a stream of its own. */
   readonly #perHead: boolean;
 
   constructor(
@@ -53,6 +55,7 @@ export class ManagedCache {
     this.#rope = rope;
     this.#perHead = retentions.get(kv.retention.type).granularity === "head";
     this.#sequences = new Array<LayerState[] | null>(sequences).fill(null);
+    this.#prompts = new Array<number>(sequences).fill(0);
     const codecs = (plane: PlaneName) =>
       Array.from({ length: config.numHiddenLayers }, (_, layer) =>
         Array.from({ length: config.numKeyValueHeads }, (_, kvHead) => {
@@ -91,11 +94,22 @@ export class ManagedCache {
     );
   }
 
-  /** Lets the empty sequence `sequence` be these layers. */
-  adopt(sequence: number, layers: LayerState[]): void {
+  /** Lets the empty sequence `sequence` be these layers, which began with a prompt of `promptLength` tokens. */
+  adopt(sequence: number, layers: LayerState[], promptLength: number): void {
     if (this.length(sequence) > 0) throw new UsageError(`cache slot ${sequence} is in use`);
     this.#drop(sequence);
     this.#sequences[sequence] = layers;
+    this.#prompts[sequence] = promptLength;
+  }
+
+  /** Tokens that a sequence was to hold when it was empty: its prompt. */
+  promptLength(sequence: number): number {
+    return this.#prompts[sequence] ?? 0;
+  }
+
+  /** Tells how long the text of an empty sequence will be at first; later tokens are no part of its prompt. */
+  expect(sequence: number, length: number): void {
+    if (this.length(sequence) === 0) this.#prompts[sequence] = length;
   }
 
   /** Tokens that a sequence has seen. */
@@ -135,6 +149,7 @@ export class ManagedCache {
   fork(from: number, to: number): void {
     if (this.length(to) > 0) throw new UsageError(`cache slot ${to} is in use`);
     this.#drop(to);
+    this.#prompts[to] = this.promptLength(from);
     this.#sequences[to] = this.layers(from).map(
       (layer) =>
         new LayerState(
