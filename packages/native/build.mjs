@@ -48,15 +48,18 @@ const COMMON = emulate
   ? ["../emulate/main", "pace", "threads", "validate"]
   : ["addon", "ceilings", "cpu", "pace", "pack", "threads", "validate"];
 
+const AVX512 = [
+  ..."-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(" "),
+  ..."-mavx2 -mfma -mf16c -mprefer-vector-width=512".split(" "),
+];
+
 const ISAS = {
   x64: {
     baseline: [],
     avx2: ["-mavx2", "-mfma", "-mf16c"],
     avxvnni: ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
-    avx512vnni: [
-      ..."-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(" "),
-      ..."-mavx2 -mfma -mf16c -mprefer-vector-width=512".split(" "),
-    ],
+    avx512vnni: AVX512,
+    avx512bf16: [...AVX512, "-mavx512bf16"],
   },
   arm64: { baseline: [], neon: ["-march=armv8.2-a+dotprod"] },
 };
@@ -110,6 +113,12 @@ function jobs(include) {
   const list = COMMON.map((name) => [`${basename(name)}.o`, [join(source, `${name}.c`)]]);
   for (const [isa, flags] of Object.entries(ISAS[arch])) {
     if (emulate && isa === "baseline") continue;
+    if (isa === "avx512bf16") {
+      // Two ops of its own, the others are those of avx512vnni.
+      if (!ISAS[arch].avx512vnni) continue;
+      list.push([`bf16.o`, [...flags, "-DNIBBLE_ISA=avx512vnni", join(source, "bf16.c")]]);
+      continue;
+    }
     for (const name of KERNELS) {
       list.push([`${name}-${isa}.o`, [...flags, `-DNIBBLE_ISA=${isa}`, join(source, `${name}.c`)]]);
     }

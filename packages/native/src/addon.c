@@ -204,14 +204,14 @@ static engine *engine_of(napi_env env, napi_value value) {
 
 /* ---- exports ---- */
 
-/* variants(): { name, runs, needs }[] best first. */
+/* variants(): { name, runs, needs, only }[], best first; only: why it has to be asked for, or "". */
 static napi_value variants(napi_env env, napi_callback_info info) {
   napi_value list;
   (void)info;
   napi_create_array(env, &list);
   uint32_t i = 0;
   for (const nb_variant *v = nb_variants(); v->kernels; v++) {
-    napi_value item, name, runs, needs;
+    napi_value item, name, runs, needs, only;
     napi_create_object(env, &item);
     napi_create_string_utf8(env, v->kernels->name, NAPI_AUTO_LENGTH, &name);
     napi_get_boolean(env, v->runs(), &runs);
@@ -219,6 +219,8 @@ static napi_value variants(napi_env env, napi_callback_info info) {
     napi_set_named_property(env, item, "name", name);
     napi_set_named_property(env, item, "runs", runs);
     napi_set_named_property(env, item, "needs", needs);
+    napi_create_string_utf8(env, v->only ? v->only : "", NAPI_AUTO_LENGTH, &only);
+    napi_set_named_property(env, item, "only", only);
     napi_set_element(env, list, i++, item);
   }
   return list;

@@ -12,7 +12,7 @@
 #define READ_BYTES ((int64_t)256 << 20)
 #define READ_SLICE ((int64_t)4 << 20)
 
-enum { DOT, FMA, READ };
+enum { DOT, FMA, BF16, READ };
 
 typedef struct {
   int kind, wide; /* wide: 512-bit registers */
@@ -25,6 +25,7 @@ typedef struct {
   step("0") step("1") step("2") step("3") step("4") step("5") step("6") step("7") step("8") step("9") step("10") step("11")
 #define DOT512(i) "vpdpbusd %%zmm30, %%zmm31, %%zmm" i "\n"
 #define FMA512(i) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" i "\n"
+#define BF16_512(i) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" i "\n"
 /* The route to 32-bit sums that cannot saturate for 7-bit operands. */
 #define DOT256(i) \
   "vpmaddubsw %%ymm14, %%ymm15, %%ymm12\nvpmaddwd %%ymm13, %%ymm12, %%ymm12\nvpaddd %%ymm12, %%ymm" i ", %%ymm" i "\n"
@@ -59,6 +60,8 @@ static void work(void *arg, int thread) {
                        :
                        : "xmm0", "xmm1", "xmm2", "xmm3", "cc", "memory");
     }
+  } else if (l->kind == BF16) {
+    LOOP(ZERO512, BF16_512);
   } else if (l->kind == DOT) {
     if (l->wide) LOOP(ZERO512, DOT512);
     else LOOP(ZERO256, DOT256);
@@ -71,10 +74,12 @@ static void work(void *arg, int thread) {
 double nb_ceiling(const char *name, int threads, const nb_kernels *variant) {
   load l = {0};
   double amount = 0, best = 0;
-  l.wide = !strcmp(variant->name, "avx512vnni");
+  const int bf16 = !strcmp(variant->name, "avx512bf16");
+  l.wide = bf16 || !strcmp(variant->name, "avx512vnni");
   if (!l.wide && strcmp(variant->name, "avx2")) return 0;
   if (!strcmp(name, "dot")) l.kind = DOT, amount = 12.0 * STEPS * (l.wide ? 128 : 64) * threads;
   if (!strcmp(name, "fma")) l.kind = FMA, amount = 12.0 * STEPS * (l.wide ? 32 : 16) * threads;
+  if (bf16 && !strcmp(name, "bf16")) l.kind = BF16, amount = 12.0 * STEPS * 64 * threads;
   if (!strcmp(name, "read")) {
     l.kind = READ;
     amount = (double)(READ_SLICE * threads);

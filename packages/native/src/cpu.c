@@ -36,6 +36,11 @@ static int has_avx512vnni(void) {
   const uint32_t need = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   return (b & need) == need && (c & bit_AVX512VNNI);
 }
+
+static int has_avx512bf16(void) {
+  uint32_t a, b, c, d;
+  return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
 #elif defined(__aarch64__)
 static int has_dot_product(void) {
 #if defined(__linux__)
@@ -50,19 +55,22 @@ const nb_variant *nb_variants(void) {
   static const nb_variant list[] = {
 #if defined(__x86_64__)
 #if !defined(NIBBLE_WITHOUT_avx512vnni)
-      {&nb_kernels_avx512vnni, has_avx512vnni, "AVX-512 F, BW, VL, DQ and VNNI"},
+      {&nb_kernels_avx512vnni, has_avx512vnni, "AVX-512 F, BW, VL, DQ and VNNI", NULL},
 #endif
 #if !defined(NIBBLE_WITHOUT_avxvnni)
-      {&nb_kernels_avxvnni, has_avxvnni, "AVX-VNNI, AVX2, FMA and F16C"},
+      {&nb_kernels_avxvnni, has_avxvnni, "AVX-VNNI, AVX2, FMA and F16C", NULL},
 #endif
 #if !defined(NIBBLE_WITHOUT_avx2)
-      {&nb_kernels_avx2, has_avx2, "AVX2, FMA and F16C"},
+      {&nb_kernels_avx2, has_avx2, "AVX2, FMA and F16C", NULL},
 #endif
 #elif defined(__aarch64__)
-      {&nb_kernels_neon, has_dot_product, "the dot product extension"},
+      {&nb_kernels_neon, has_dot_product, "the dot product extension", NULL},
 #endif
-      {&nb_kernels_baseline, always, "nothing beyond the baseline"},
-      {NULL, NULL, NULL},
+      {&nb_kernels_baseline, always, "nothing beyond the baseline", NULL},
+#if defined(__x86_64__) && !defined(NIBBLE_WITHOUT_avx512vnni) && !defined(NIBBLE_WITHOUT_avx512bf16)
+      {&nb_kernels_avx512bf16, has_avx512bf16, "AVX-512 BF16", "float products are rounded to bf16"},
+#endif
+      {NULL, NULL, NULL, NULL},
   };
   return list;
 }

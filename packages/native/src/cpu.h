@@ -5,11 +5,12 @@
 #include <stddef.h>
 #include "kernels.h"
 
-/* Every variant compiled into the addon, best first; NULL ends the list. */
+/* Every variant compiled into the addon, best first, those to be asked for last; NULL ends the list. */
 typedef struct nb_variant {
   const nb_kernels *kernels;
   int (*runs)(void);   /* the processor has it */
   const char *needs;   /* in words, for notices */
+  const char *only;    /* why it runs only when it is asked for, or NULL */
 } nb_variant;
 
 const nb_variant *nb_variants(void);

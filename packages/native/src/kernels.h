@@ -51,6 +51,7 @@ extern const nb_kernels nb_kernels_baseline;
 extern const nb_kernels nb_kernels_avx2;
 extern const nb_kernels nb_kernels_avxvnni;
 extern const nb_kernels nb_kernels_avx512vnni;
+extern const nb_kernels nb_kernels_avx512bf16; /* avx512vnni with bf16.c */
 #elif defined(__aarch64__)
 extern const nb_kernels nb_kernels_neon;
 #endif

@@ -21,6 +21,8 @@ import { referenceBackend, STATUS_WORD } from "./reference.js";
 export interface ConformanceOptions {
   /** False for a backend that uses fma in attention's P·V and f32 q·k. */
   exactAttention: boolean;
+  /** What the bounds of ops (by case) are multiplied by, for backends with coarser products. */
+  slack?: Readonly<Record<string, number>>;
   /** Random programs per op. Default 60. */
   programs?: number;
   /** Pairs of runs that race for the registers. Default 300. */
@@ -37,6 +39,7 @@ function firstDifference(
   region: Region,
   expected: Uint8Array<ArrayBuffer>,
   actual: Uint8Array<ArrayBuffer>,
+  slack: number,
 ): string | null {
   const { start, bytes, tolerance } = region;
   if (region.ignored || sameBytes(expected, actual, start, start + bytes)) return null;
@@ -47,7 +50,8 @@ function firstDifference(
   for (let i = 0; i < a.length; i++) {
     const from = start + i * size;
     if (sameBytes(expected, actual, from, from + size)) continue;
-    const allowed = typeof tolerance === "number" ? tolerance : tolerance ? tolerance[i] : 0;
+    const bound = typeof tolerance === "number" ? tolerance : tolerance ? tolerance[i] : 0;
+    const allowed = bound * slack;
     if (allowed > 0 && Math.abs(a[i] - b[i]) <= allowed) continue;
     const width = region.rowBytes / size;
     const place = width > 0 ? `row ${Math.floor(i / width)}, column ${i % width}` : `${i}`;
@@ -66,9 +70,10 @@ export function compareArenas(
   lab: Lab,
   expected: Uint8Array<ArrayBuffer>,
   actual: Uint8Array<ArrayBuffer>,
+  slack = 1,
 ): string | null {
   for (const region of lab.regions) {
-    const difference = firstDifference(region, expected, actual);
+    const difference = firstDifference(region, expected, actual, slack);
     if (difference) return difference;
   }
   // Everything else is input or canary.
@@ -138,7 +143,7 @@ function makeLab(make: Make, seed: number, rows?: number): Lab {
  */
 export function conformanceSuite(
   backend: Backend | (() => Backend | Promise<Backend>),
-  { exactAttention, programs = 60, races = 300 }: ConformanceOptions,
+  { exactAttention, slack = {}, programs = 60, races = 300 }: ConformanceOptions,
 ): void {
   const cases = {
     ...rowCases,
@@ -168,7 +173,8 @@ export function conformanceSuite(
           const lab = makeLab(make, seed);
           const expected = await execute(reference, lab);
           const engine = engines[seed % engines.length];
-          const difference = compareArenas(lab, expected, await execute(engine, lab));
+          const actual = await execute(engine, lab);
+          const difference = compareArenas(lab, expected, actual, slack[op]);
           expect(
             difference,
             `seed ${seed}, ${lab.rows} rows, ${engine.threads} threads`,

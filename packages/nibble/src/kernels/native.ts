@@ -1,7 +1,7 @@
 /**
  * The native backend: the C addon of `@nibble/native`, which has one set of kernels per instruction set and picks none by
  * itself. A variant is used when the processor has it and it answers the known-answer probe; `NIBBLE_NATIVE_VARIANT`
- * (avx512vnni, avxvnni, avx2, neon, baseline) forces one.
+ * (avx512vnni, avxvnni, avx2, neon, baseline, avx512bf16) forces one. avx512bf16 rounds float products to bf16 and is only used when forced.
  */
 import { createRequire } from "node:module";
 import { BackendError, nearestName, ResourceError } from "../core/errors.js";
@@ -19,7 +19,8 @@ import { runFault } from "./validate.js";
 
 /** What packages/native/src/addon.c exports. Handles are opaque. */
 interface Addon {
-  variants(): { name: string; runs: boolean; needs: string }[];
+  /** Best first; `only`: why a variant has to be asked for, or "". */
+  variants(): { name: string; runs: boolean; needs: string; only: string }[];
   create(arenaBytes: number, threads: number, variant: string): EngineHandle;
   memory(engine: EngineHandle): ArrayBuffer;
   load(engine: EngineHandle, words: Int32Array): ProgramHandle;
@@ -172,13 +173,31 @@ class NativeEngine implements Engine {
   }
 }
 
+/**
+ * What only runs when NIBBLE_NATIVE_VARIANT asks for it and this processor has, one line each; none when the addon does not load.
+ */
+export function optionalVariants(): string[] {
+  try {
+    return loadAddon()
+      .variants()
+      .flatMap(({ name, runs, only }) =>
+        runs && only ? [`NIBBLE_NATIVE_VARIANT=${name}: ${only}`] : [],
+      );
+  } catch {
+    return [];
+  }
+}
+
+/** Relative bound of the probe's float answers where products are rounded to bf16. */
+const BF16_BOUND = 0.03;
+
 /** One line that says why a variant is not used, or null when it answers the probe. */
-async function tryVariant(native: Addon, name: string): Promise<string | null> {
+async function tryVariant(native: Addon, name: string, floatBound: number): Promise<string | null> {
   const threads = 2;
   const options = { arenaBytes: probeArenaBytes(threads), threads };
   try {
     const engine = new NativeEngine(native, options, name);
-    const wrong = probeEngine(engine);
+    const wrong = probeEngine(engine, floatBound);
     await engine.dispose();
     return wrong && `${name} not used: ${wrong}`;
   } catch (error) {
@@ -204,10 +223,10 @@ async function findVariant(forced: string | undefined): Promise<BackendStatus> {
     );
     return status;
   }
-  for (const { name, runs, needs } of all) {
-    if (forced && name !== forced) continue;
+  for (const { name, runs, needs, only } of all) {
+    if (forced ? name !== forced : only) continue;
     const notice = runs
-      ? await tryVariant(native, name)
+      ? await tryVariant(native, name, only ? BF16_BOUND : 1e-3)
       : `${name} not used: the processor lacks ${needs}`;
     if (!notice) {
       status.variant = name;

@@ -406,9 +406,10 @@ export function probeAnswers(engine: Engine): Record<string, number> {
 
 /**
  * Runs the probe on a fresh engine (it uses the start of the arena and leaves it zeroed; `probeArenaBytes` is enough).
+ * @param floatBound relative bound of the answers of float ops
  * @returns null when every answer is right, else one line that names the op that is wrong
  */
-export function probeEngine(engine: Engine): string | null {
+export function probeEngine(engine: Engine, floatBound = 1e-3): string | null {
   let answers: Record<string, number>;
   try {
     answers = probeAnswers(engine);
@@ -418,7 +419,7 @@ export function probeEngine(engine: Engine): string | null {
   for (const [name, expected] of Object.entries(KNOWN)) {
     const answer = answers[name];
     // Weighted sums are no integers; hashes are.
-    const allowed = Number.isInteger(expected) ? 0 : 1e-3 * (1 + Math.abs(expected));
+    const allowed = Number.isInteger(expected) ? 0 : floatBound * (1 + Math.abs(expected));
     if (!(Math.abs(answer - expected) <= allowed)) return `${name} gives wrong results`;
   }
   return null;

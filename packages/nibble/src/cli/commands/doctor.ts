@@ -13,6 +13,7 @@ export const doctor = defineVerb({
   async run() {
     const { backendStatuses } = await import("../../kernels/select.js");
     const { nibbleHome } = await import("../../core/home.js");
+    const { optionalVariants } = await import("../../kernels/native.js");
     const backends = await backendStatuses();
     const chosen = backends.find((status) => status.available);
     const result = {
@@ -24,6 +25,7 @@ export const doctor = defineVerb({
       memoryBytes: totalmem(),
       home: nibbleHome(),
       backends,
+      optionalVariants: optionalVariants(),
       backend: chosen?.id ?? null,
     };
     return {
@@ -39,6 +41,9 @@ export const doctor = defineVerb({
         ...backends.flatMap((status) => [
           `${status.id}: ${status.available ? `runs, variant ${status.variant}` : "does not run here"}${status === chosen ? " (used by default)" : ""}`,
           ...status.notices.map((notice) => `  ${notice}`),
+          ...(status.id === "native"
+            ? result.optionalVariants.map((line) => `  on request, ${line}`)
+            : []),
         ]),
       ].join("\n"),
       exitCode: chosen ? 0 : 1,
