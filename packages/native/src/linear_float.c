@@ -159,13 +159,15 @@ static int has_row_kernel(const nb_weight *w) {
   return w->kind == KIND_LUT && w->bits <= 4 && !w->per_row_table && !w->negative_scale;
 }
 
+/* A thread's panels are two streams, each read from front to back, so that what is fetched ahead is what comes next. */
 static void one_row(nb_ctx *c, const linear *l) {
   const nb_weight *w = &l->w;
   if (w->kind == KIND_F16 || w->kind == KIND_BF16) {
     int64_t panel, end;
     nb_share(c, w->panels, &panel, &end);
-    for (; panel < end; panel += 2) {
-      const int64_t other = panel + 1 < end ? panel + 1 : panel;
+    const int64_t middle = panel + (end - panel + 1) / 2;
+    for (int64_t second = middle; panel < middle; panel++, second++) {
+      const int64_t other = second < end ? second : panel;
       if (w->kind == KIND_BF16) half_row_of_pair(1, l, panel, other);
       else half_row_of_pair(0, l, panel, other);
     }
@@ -177,8 +179,9 @@ static void one_row(nb_ctx *c, const linear *l) {
   for (int i = 0; i < 16; i++) table[i] = lut ? w->table[i & ((1 << w->bits) - 1)] : (float)i - w->zero_const;
   int64_t panel, end;
   nb_share(c, w->panels, &panel, &end);
-  for (; panel < end; panel += 2) {
-    const int64_t other = panel + 1 < end ? panel + 1 : panel;
+  const int64_t middle = panel + (end - panel + 1) / 2;
+  for (int64_t second = middle; panel < middle; panel++, second++) {
+    const int64_t other = second < end ? second : panel;
     if (by_table) {
 #define BODY(b) row_of_pair((b) > 4 ? 4 : (b), 1, l, table, panel, other);
       NB_FOR_EACH_BITS(w->bits, BODY)
