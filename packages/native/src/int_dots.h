@@ -78,6 +78,12 @@ INLINE vi nb_dot(int wide, vi acc, vi u, int32_t quad) {
 #define NB_ROW(m, ld) (((m) < 3 ? b0 : (m) < 6 ? b1 : (m) < 9 ? b2 : b3) + ((m) % 3) * (ld))
 #define NB_ADVANCE(bytes) (b0 += (bytes), b1 += (bytes), b2 += (bytes), b3 += (bytes))
 
+/*
+ * How far ahead weights are fetched, bytes: what arrives in one memory latency (40 GB/s times 100 ns) twice over. It also
+ * reaches over the end of a matrix to the next one, whose first lines would otherwise be waited for.
+ */
+#define NB_FAR 8192
+
 /* Cache lines of codes `far` bytes ahead of eight quads. */
 INLINE void nb_prefetch(int bits, const nb_panel *p, int64_t q, int64_t far) {
   UNROLL for (int i = 0; i < 16; i++) {

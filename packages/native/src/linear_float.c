@@ -118,8 +118,8 @@ INLINE void row_of_pair(int bits, int by_table, const linear *l, const float *ta
     vf a0 = v_zero(), a1 = a0, a2 = a0, a3 = a0;
     int64_t k = k0;
     for (; k + 32 <= k1; k += 32) {
-      nb_prefetch(bits, &p, k / 4, 2048);
-      nb_prefetch(bits, &o, k / 4, 2048);
+      nb_prefetch(bits, &p, k / 4, NB_FAR);
+      nb_prefetch(bits, &o, k / 4, NB_FAR);
       for (int64_t end = k + 32; k < end; k += 8) {
         QUAD(0, 0)
         QUAD(4, 0)
@@ -141,8 +141,8 @@ INLINE void half_row_of_pair(int bf16, const linear *l, int64_t panel, int64_t o
   const uint16_t *o = (const uint16_t *)w->dense + other * w->k * 32;
   vf a0 = v_zero(), a1 = a0, a2 = a0, a3 = a0;
   for (int64_t k = 0; k < w->k; k++, p += 32, o += 32) {
-    __builtin_prefetch(p + 1024);
-    __builtin_prefetch(o + 1024);
+    __builtin_prefetch(p + NB_FAR / 2);
+    __builtin_prefetch(o + NB_FAR / 2);
     const vf s = v_set(l->x[k]);
     a0 = v_fma(s, HALF(p), a0);
     a1 = v_fma(s, HALF(p + 16), a1);

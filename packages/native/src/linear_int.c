@@ -188,7 +188,7 @@ static int32_t in_halves(int32_t sum) {
 #define SIZES 6
 static const int sizes[SIZES] = {12, 8, 6, 4, 2, 1};
 #if INT_TILE == 12
-#define FAR 2048
+#define FAR NB_FAR
 TILE(1, 1, FAR) TILE(2, 1, FAR) TILE(3, 1, FAR) TILE(5, 1, FAR) TILE(6, 1, FAR) TILE(7, 1, FAR)
 TILE(4, 1, FAR) TILE(4, 2, FAR) TILE(4, 4, FAR) TILE(4, 6, FAR) TILE(4, 8, FAR) TILE(4, 12, FAR)
 TILE(8, 1, FAR) TILE(8, 2, FAR) TILE(8, 4, FAR) TILE(8, 6, FAR) TILE(8, 8, FAR) TILE(8, 12, 0)
