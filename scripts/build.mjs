@@ -1,6 +1,6 @@
 /**
  * Builds the parts named on the command line, or all: `wasm` (AssemblyScript kernels, two variants), `ts` (src/ -> dist/,
- * one output file per source file, so that relative URLs to wasm/ and data/ hold in both), `native` (C addon; skipped
+ * one output file per source file, so that relative URLs to wasm/ and data/ hold in both; the command line bundled), `native` (C addon; skipped
  * with one line where no compiler answers).
  */
 import { spawnSync } from "node:child_process";
@@ -9,6 +9,18 @@ import { basename, dirname, join, relative } from "node:path";
 import { build } from "tsdown";
 import { fail, native, nibble, root, startNode, walk } from "./common.mjs";
 import { identity, markBuilt, PARTS } from "./parts.mjs";
+
+/** Modules that scripts/docs.mjs reads; the command line has them in its bundle. */
+const DOCUMENTED = [
+  "eval/tasks/index",
+  "formats/index",
+  "kv/codecs/index",
+  "kv/presets",
+  "kv/retention/index",
+  "methods/index",
+  "recipe/presets",
+  "recipe/schema",
+];
 
 const BUILDERS = { wasm: buildWasm, ts: buildTypeScript, native: buildNative };
 const wanted = process.argv.slice(2);
@@ -40,7 +52,7 @@ async function buildTypeScript() {
   await build({
     config: false,
     cwd: nibble,
-    entry: ["src/index.ts", "src/browser.ts", "src/cli/main.ts"],
+    entry: ["src/index.ts", "src/browser.ts", ...DOCUMENTED.map((name) => `src/${name}.ts`)],
     outDir: output,
     format: "esm",
     platform: "node",
@@ -48,6 +60,24 @@ async function buildTypeScript() {
     unbundle: true,
     fixedExtension: false,
     dts: true,
+    sourcemap: true,
+    clean: false,
+    logLevel: "warn",
+    inputOptions: { checks: { pluginTimings: false } },
+  });
+  // The command line in a few files, dependencies included: opening 260 files took longer than running them. The depth of
+  // src/cli equals that of src/kernels and src/recipe, so relative places hold.
+  await build({
+    config: false,
+    cwd: nibble,
+    entry: { main: "src/cli/main.ts" },
+    outDir: join(output, "cli"),
+    format: "esm",
+    platform: "node",
+    target: "node20",
+    fixedExtension: false,
+    dts: false,
+    deps: { alwaysBundle: [/.*/], neverBundle: [/^node:/, "@nibble/native"] },
     sourcemap: true,
     clean: false,
     logLevel: "warn",
@@ -76,7 +106,8 @@ async function buildTypeScript() {
     const target = join(output, relative(source, file));
     mkdirSync(dirname(target), { recursive: true });
     copyFileSync(file, target);
-    copyFileSync(file, join(output, "browser", basename(file)));
+    for (const bundle of ["browser", "cli"])
+      copyFileSync(file, join(output, bundle, basename(file)));
   }
   const place = join(nibble, "dist");
   rmSync(place, { recursive: true, force: true });

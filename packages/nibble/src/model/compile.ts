@@ -121,7 +121,7 @@ export interface CompiledModel {
 }
 
 /** Placed bytes after which what was read for them is given back. */
-const COLLECT_BYTES = 16 * 2 ** 20;
+const COLLECT_BYTES = 32 * 2 ** 20;
 
 /** Upper bound of the arena. Untouched pages cost nothing, so it may be generous. */
 function arenaBound(

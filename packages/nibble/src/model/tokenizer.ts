@@ -311,8 +311,10 @@ function checkTokenizer(json: Json): AddedToken[] {
   const vocab = model.vocab;
   if (typeof vocab !== "object" || vocab === null) throw fail("model.vocab is missing");
   if (!Array.isArray(vocab)) {
-    for (const [token, id] of Object.entries(vocab)) {
-      if (!isId(id)) throw fail(`token ${JSON.stringify(token)} has the id ${JSON.stringify(id)}`);
+    const wrong = Object.values(vocab).findIndex((id) => !isId(id));
+    if (wrong >= 0) {
+      const [token, id] = Object.entries(vocab)[wrong] as [string, unknown];
+      throw fail(`token ${JSON.stringify(token)} has the id ${JSON.stringify(id)}`);
     }
   }
   const list = json.added_tokens ?? [];

@@ -47,6 +47,15 @@ export interface OpenOptions {
   signal?: AbortSignal;
 }
 
+/** Where the time of opening went, seconds. */
+export interface OpenTimes {
+  /** Choosing the backend: loading it and asking its known-answer probe. */
+  backendSeconds: number;
+  /** Reading, packing and placing weights, and compiling. */
+  weightsSeconds: number;
+  tokenizerSeconds: number;
+}
+
 export interface OpenedModel {
   readonly model: Model;
   readonly compiled: CompiledModel;
@@ -58,6 +67,7 @@ export interface OpenedModel {
   readonly image: SequenceImage;
   readonly tokenizer: Tokenizer | null;
   readonly kv: KvRecipe;
+  readonly times: OpenTimes;
   close(): Promise<void>;
 }
 
@@ -82,7 +92,9 @@ export async function openLoaded(source: Model, options: OpenOptions = {}): Prom
   const complete = completeKv(kv);
   const flat = isFlat(complete);
   const maxRows = options.maxRows ?? (flat ? defaultRows(kv) : 512);
+  const begun = performance.now();
   const backend = await selectBackend(options.backend ?? "auto", options.log ?? (() => {}));
+  const chosen = performance.now();
   const compiled = await compileModel(model, {
     backend,
     threads,
@@ -101,7 +113,9 @@ export async function openLoaded(source: Model, options: OpenOptions = {}): Prom
     ...(options.onLayer ? { onLayer: options.onLayer } : {}),
     ...(options.signal ? { signal: options.signal } : {}),
   });
+  const placed = performance.now();
   const tokenizer = model.files.has("tokenizer.json") ? Tokenizer.fromFiles(model.files) : null;
+  const tokenized = performance.now();
   const runner = flat
     ? new Runner(compiled, sequences)
     : new ManagedRunner(compiled, complete, sequences, options.kvCalibration?.tensors ?? null);
@@ -121,6 +135,11 @@ export async function openLoaded(source: Model, options: OpenOptions = {}): Prom
         : new FlatImage(compiled.arena, compiled.cache, runner.tables as PageTables),
     tokenizer,
     kv,
+    times: {
+      backendSeconds: (chosen - begun) / 1000,
+      weightsSeconds: (placed - chosen) / 1000,
+      tokenizerSeconds: (tokenized - placed) / 1000,
+    },
     close: () => runner.dispose(),
   };
 }

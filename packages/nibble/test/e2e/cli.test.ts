@@ -8,6 +8,7 @@ import { Philox } from "../../src/core/rng.js";
 import { parseHfConfig } from "../../src/formats/hf-config.js";
 import { saveSafetensors } from "../../src/formats/safetensors-save.js";
 import { parameterSpecs } from "../../src/model/roles.js";
+import { tinyFolder } from "../support/tiny-folder.js";
 
 const CONFIG = {
   architectures: ["LlamaForCausalLM"],
@@ -141,6 +142,26 @@ describe("verbs on a tiny model", () => {
     expect((await calibrate(join(folder, "none"), "--preset", "fp16", "-o", file)).code).toBe(3);
     expect((await calibrate(model)).code).toBe(2);
     expect(await readdir(folder)).not.toContain("kv.safetensors");
+  });
+
+  it("says where the time to the first token went", async () => {
+    const talker = join(folder, "talker");
+    await tinyFolder(talker);
+    const { result, error } = await nibble(
+      "run",
+      talker,
+      "-p",
+      "hello",
+      "--raw",
+      "-n",
+      "2",
+      ...engine,
+    );
+    expect(error).toBeUndefined();
+    const parts = [result.backendSeconds, result.weightsSeconds, result.tokenizerSeconds];
+    for (const seconds of parts) expect(seconds).toBeGreaterThan(0);
+    expect(result.loadSeconds).toBeGreaterThan(parts.reduce((a, b) => a + b));
+    expect(result.firstTokenSeconds).toBeGreaterThan(result.startSeconds + result.loadSeconds);
   });
 
   it("refuses what cannot be done, with code and exit code", async () => {

@@ -118,6 +118,7 @@ export const run = defineVerb<Options>({
       signal: context.signal,
       ...defined({ threads: options.threads, maxContext: options.maxContext }),
     };
+    const startSeconds = process.uptime();
     const opened = await openModel(model, {
       ...engine,
       ...defined({
@@ -125,6 +126,7 @@ export const run = defineVerb<Options>({
         activations: options.activations,
       }),
     });
+    const openedSeconds = process.uptime();
     let draft: OpenedModel | null = null;
     try {
       const session = createSession(opened);
@@ -164,12 +166,14 @@ export const run = defineVerb<Options>({
         { role: "user" as const, content: prompt },
       ];
       const input = templated ? session.encodeChat(messages) : prompt;
+      let firstTokenSeconds = 0;
       for await (const piece of session.generate(input, {
         ...samplingOf(options, 0),
         maxTokens: options.tokens,
         signal: context.signal,
         ...decoding,
       })) {
+        firstTokenSeconds ||= process.uptime();
         context.output.stream(piece.text);
       }
       context.output.stream("\n");
@@ -195,6 +199,11 @@ export const run = defineVerb<Options>({
           tokens: summary.tokens.length,
           backend: opened.compiled.engine.backend,
           variant: opened.compiled.engine.variant,
+          // Seconds since the process began; what opening spent on what.
+          startSeconds,
+          loadSeconds: openedSeconds - startSeconds,
+          ...opened.times,
+          firstTokenSeconds,
         },
         text: "",
       };
