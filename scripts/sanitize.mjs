@@ -1,9 +1,11 @@
 /**
- * Native tests under AddressSanitizer and UndefinedBehaviorSanitizer: builds the addon with both (minutes the first time)
- * and runs the tests that drive it. Any finding ends the test process with a report. Further arguments go to vitest.
+ * The thread team under ThreadSanitizer (packages/native/stress), then native tests under AddressSanitizer and
+ * UndefinedBehaviorSanitizer: builds the addon with both (minutes the first time) and runs the tests that drive it. Any
+ * finding ends the process with a report. Further arguments go to vitest.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fail, native, root } from "./common.mjs";
 
@@ -15,6 +17,7 @@ const library = found.stdout?.trim() ?? "";
 if (process.platform !== "linux" || !existsSync(library)) {
   fail(`the sanitizers need Linux and gcc with libasan (${compiler} has none)`, 2);
 }
+checkRaces();
 const build = spawnSync(process.execPath, [join(native, "build.mjs"), "--sanitize"], {
   stdio: "inherit",
 });
@@ -40,3 +43,24 @@ const { status } = spawnSync(
   },
 );
 process.exit(status ?? 1);
+
+function checkRaces() {
+  const folder = mkdtempSync(join(tmpdir(), "nibble-team-"));
+  try {
+    const program = join(folder, "team");
+    const sources = ["stress/team.c", "src/threads.c", "src/pace.c"].map((name) =>
+      join(native, name),
+    );
+    const flags = ["-g", "-O1", "-std=gnu11", "-fsanitize=thread", "-pthread", "-o", program];
+    const options = { stdio: "inherit" };
+    if (spawnSync(compiler, [...flags, ...sources], options).status !== 0) {
+      fail("the stress test of the thread team did not compile");
+    }
+    // The sanitizer wants a fixed address layout.
+    if (spawnSync("setarch", ["-R", program], options).status !== 0) {
+      fail("the thread team has a race or lost work");
+    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}

@@ -77,7 +77,7 @@ struct nb_team {
   int64_t stretch, wall; /* when the present stretch of the window began; its length before that */
   int32_t *schedule;     /* of nb_team_schedule, else NULL */
   int64_t schedule_count, schedule_at;
-  int quit;
+  _Atomic int quit;
   int stop; /* written by the last thread at a barrier, read after it */
   _Alignas(128) _Atomic uint32_t phase; /* barriers passed */
   _Atomic uint32_t sleepers;
@@ -177,10 +177,11 @@ static int decide(nb_team *t, int64_t now) {
 /* True when nobody who left is still on the way out: only then may `active` grow. */
 static int all_parked(nb_team *t) { return atomic_load(&t->parked) == (uint32_t)(t->threads - t->active); }
 
-/* While nobody reads `active`: everybody waits, or is on the way out and stays there. */
+/* While all who work wait. Those on the way out still look at their own context, which is left alone. */
 static void set_active(nb_team *t, int active) {
+  const int touched = active > t->active ? active : t->active;
   t->active = active;
-  for (int i = 0; i < t->threads; i++) t->contexts[i].threads = active;
+  for (int i = 0; i < touched; i++) t->contexts[i].threads = active;
 }
 
 /* Calls workers from..to-1. */
@@ -207,7 +208,8 @@ static int arrive(nb_ctx *c, uint32_t *phase) {
   nb_team *t = c->team;
   member *m = &t->members[c->thread];
   *phase = atomic_load_explicit(&t->phase, memory_order_relaxed);
-  if (t->active == 1 || atomic_fetch_add_explicit(&t->arrived, 1, memory_order_acq_rel) + 1 == (uint32_t)t->active) {
+  const uint32_t active = (uint32_t)t->active; /* the last one may change it as soon as this thread is counted */
+  if (active == 1 || atomic_fetch_add_explicit(&t->arrived, 1, memory_order_acq_rel) + 1 == active) {
     _Atomic int32_t *status = (_Atomic int32_t *)c->arena + STATUS_WORD;
     atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
     atomic_store_explicit(&t->next, 0, memory_order_relaxed);
