@@ -162,12 +162,12 @@ static int decide(nb_team *t, int64_t now) {
     const int64_t wanted = t->schedule[t->schedule_at++ % t->schedule_count];
     return (int)nb_max(1, nb_min(wanted, t->threads));
   }
-  if (t->wall < PACE_WINDOW) return t->pace.active;
   int64_t worst = 0, total = 0;
   for (int i = 0; i < t->active; i++) {
     worst = nb_max(worst, t->members[i].lost);
     total += t->members[i].lost;
   }
+  if (t->wall < PACE_WINDOW && worst <= PACE_WINDOW / PACE_LOST) return t->pace.active;
   nb_pace_decide(&t->pace, now, t->wall, worst, total);
   t->wall = 0;
   for (int i = 0; i < t->threads; i++) t->members[i].lost = 0;
@@ -237,7 +237,7 @@ static int op_barrier(nb_ctx *c, const int32_t *next) {
   int from = t->active, to = from; /* workers to call */
   if (!t->stop && *next && (t->schedule || (phase & LOOK_PHASES) == 0)) {
     const int64_t now = nb_now();
-    if (t->schedule || t->wall + now - t->stretch >= PACE_WINDOW) {
+    if (t->schedule || now - t->stretch >= PACE_LOOK) {
       close_stretch(t, now);
       const int active = decide(t, now);
       if (active < t->active || (active > t->active && all_parked(t))) {
