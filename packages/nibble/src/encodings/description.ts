@@ -71,11 +71,27 @@ const dense = z.strictObject({
   codec: z.strictObject({ id: z.enum(["neuzip", "bitmap"]), bytes: z.int().min(0) }).optional(),
 });
 
-export const tensorDescriptionSchema = z.discriminatedUnion("encoding", [gint, lut, dense]);
+const ENCODINGS = [gint, lut, dense] as const;
+export const tensorDescriptionSchema = z.discriminatedUnion("encoding", ENCODINGS);
 export type TensorDescription = z.infer<typeof tensorDescriptionSchema>;
 
-/** @throws FormatError naming the module and the offending key. */
+/**
+ * @throws FormatError naming the module and the offending key; code "encoding" for an encoding that this version does not
+ *   have, vector codes ("vq") among them
+ */
 export function parseDescription(module: string, json: unknown): TensorDescription {
+  const encoding = (json as { encoding?: unknown } | null)?.encoding;
+  const known: string[] = ENCODINGS.map((one) => one.shape.encoding.value);
+  if (typeof encoding === "string" && !known.includes(encoding)) {
+    throw new FormatError(
+      `the encoding "${encoding}" is not one of ${known.join(", ")}`,
+      {
+        place: `linears.${module}.encoding`,
+        hint: "Open the artifact with the version of nibble that wrote it, or a newer one.",
+      },
+      "encoding",
+    );
+  }
   const parsed = tensorDescriptionSchema.safeParse(json);
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];

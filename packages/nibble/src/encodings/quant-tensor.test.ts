@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { FormatError } from "../core/errors.js";
 import { Philox } from "../core/rng.js";
 import { createGint } from "./gint.js";
-import { packCodes } from "./packed-codes.js";
+import { packCodes, unpackCodes } from "./packed-codes.js";
 import { bitsPerWeight, decode, decodeRows, effectiveWeight, storedBytes } from "./quant-tensor.js";
 import {
   describe as describeTensor,
@@ -205,7 +205,6 @@ describe("hostile contents", () => {
     const good = describeTensor(tensor);
     for (const bad of [
       { ...good, extra: 1 },
-      { ...good, encoding: "vq" },
       { ...good, bits: 9 },
       { ...good, shape: [0, 4] },
       { ...good, groupSize: 0 },
@@ -215,6 +214,64 @@ describe("hostile contents", () => {
     ]) {
       await expect(load("", () => {}, bad)).rejects.toThrow(FormatError);
     }
+  });
+
+  it("an encoding of another version is refused by its name", async () => {
+    const vq = { encoding: "vq", shape: [n, k], dim: 2, books: 1, bits: 8, pre: [], post: [] };
+    await expect(load("", () => {}, vq)).rejects.toMatchObject({
+      code: "encoding",
+      message: 'linears.m.encoding: the encoding "vq" is not one of gint, lut, dense',
+    });
+  });
+});
+
+describe("bit planes", () => {
+  const planes = (tensor: QuantTensor) => {
+    if (tensor.main.kind === "dense") throw new Error("no codes");
+    const all = unpackCodes(tensor.main.codes);
+    return [all.map((c) => c & 1), all.map((c) => c >> 1)] as const;
+  };
+
+  it("any 2-bit table is c0 + c1 b0 + c2 b1 + c3 (b0 and b1); an additive one has c0 = c3 = 0", () => {
+    const additive = TENSORS["lut additive"] as QuantTensor;
+    const [b0, b1] = planes(additive);
+    const { values } = (additive.main as Lut).table as { values: { data: Float32Array } };
+    decode(additive).forEach((w, i) => {
+      const tile = 2 * Math.floor(i / k) + Math.floor((i % k) / 64);
+      const [a0, a1] = [values.data[2 * tile] as number, values.data[2 * tile + 1] as number];
+      expect(w).toBe(Math.fround((b0[i] ? a0 : 0) + (b1[i] ? a1 : 0)));
+    });
+    const table = Float32Array.of(-1.25, -0.5, 0.375, 2);
+    const one = plain(
+      n,
+      k,
+      lut(n, k, 2, {
+        table: {
+          rowsPerTile: n,
+          colsPerTile: k,
+          classes: 1,
+          values: storeFloats(table, "f32", [1, 1, 4]),
+        },
+        groupSize: "channel",
+      }),
+    );
+    const [low, high] = planes(one);
+    decode(one).forEach((w, i) => {
+      const [x, y] = [low[i] as number, high[i] as number];
+      expect(w).toBe(-1.25 + 0.75 * x + 1.625 * y + (2 + 0.5 - 0.375 - 1.25) * x * y);
+    });
+  });
+
+  it("1-bit integers with a constant zero of 1/2 are signs times a scale", () => {
+    const scale = floats("f16", n).data.map(Math.abs);
+    const bits = codes(1, n * k);
+    const signs = createGint({
+      ...{ n, k, bits: 1, groupSize: "channel", codes: bits, scaleType: "f16", zero: 0.5 },
+      scale: scale.map((s) => 2 * s),
+    });
+    decode(plain(n, k, signs)).forEach((w, i) => {
+      expect(w).toBe((bits[i] ? 1 : -1) * (scale[Math.floor(i / k)] as number));
+    });
   });
 });
 
