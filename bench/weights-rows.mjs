@@ -1,4 +1,5 @@
-// Rows of bench/weights-table.mjs, the most important first. `steps` is a recipe; `embeddings: 8` is added unless `bare`.
+// Rows of bench/weights-table.mjs in the order they are measured: the headline, methods without data (a minute each), methods
+// that calibrate, then what is nice to have. `steps` is a recipe; `embeddings: 8` is added unless `bare`.
 // `golden`: which row of golden/quarot-smollm2.json it must meet (same protocol: f32 scales, clip search, no embeddings).
 const asym = (groupSize, more = {}) => ({ bits: 4, groupSize, sym: false, ...more });
 const golden = { scaleType: "f32", clip: "mse" };
@@ -19,7 +20,6 @@ export const ROWS = [
     method: "gptq",
     title: "QuaRot, GPTQ in groups of 64, bits allocated under 4.5",
     args: ["--target-bpw", "4.5"],
-    calibration: { samples: 96, seqlen: 512 },
     steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
   },
   {
@@ -29,6 +29,8 @@ export const ROWS = [
     golden: 31.6832,
     steps: [{ gptq: asym(128, { ...golden, ...updated }) }],
   },
+  // Without data.
+  { id: "rtn-g128", method: "rtn", steps: [{ rtn: asym(128) }] },
   {
     id: "golden-rtn-g128",
     method: "rtn",
@@ -36,10 +38,50 @@ export const ROWS = [
     golden: 35.4696,
     steps: [{ rtn: asym(128, golden) }],
   },
-  { id: "awq-g64", method: "awq", steps: [{ awq: asym(64) }] },
+  { id: "hqq-g64", method: "hqq", steps: [{ hqq: {} }] },
+  { id: "nf4-g64", method: "nf4", steps: [{ nf4: {} }] },
+  { id: "afpq-nf4-g128", method: "afpq", steps: [{ afpq: {} }] },
+  { id: "float-e3m2", method: "float", steps: [{ float: { format: "e3m2" } }] },
+  { id: "easyquant", method: "easyquant", steps: [{ easyquant: {} }] },
+  { id: "rtn-w8", method: "rtn", steps: [{ rtn: { bits: 8, sym: "narrow" } }] },
+  {
+    id: "rtn-w8a8",
+    method: "smoothquant",
+    steps: [{ rtn: { bits: 8, sym: "narrow" } }, { activations: { bits: 8 } }],
+  },
+  {
+    id: "fp8-w8a8",
+    method: "float",
+    steps: [{ float: { format: "e4m3" } }, { activations: { format: "e4m3" } }],
+  },
+  { id: "neuzip", method: "neuzip", steps: [{ neuzip: {} }], bare: true },
+  // With calibration.
+  {
+    id: "smoothquant-w8a8",
+    method: "smoothquant",
+    steps: ["smoothquant", { rtn: { bits: 8, sym: "narrow" } }, { activations: { bits: 8 } }],
+  },
+  { id: "wanda-2:4", method: "wanda", steps: [{ wanda: { pattern: "2:4" } }] },
   { id: "awq-g128", method: "awq", steps: [{ awq: asym(128) }] },
-  { id: "rtn-g128", method: "rtn", steps: [{ rtn: asym(128) }] },
+  // The bits of llama.cpp's Q4_K_S and Q4_K_M files of this model.
+  {
+    id: "quarot-gptq-5.28",
+    method: "gptq",
+    title: "QuaRot, GPTQ in groups of 64, bits allocated under 5.277",
+    args: ["--target-bpw", "5.277"],
+    steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
+  },
+  { id: "squeezellm-4", method: "squeezellm", steps: [{ squeezellm: {} }] },
   { id: "gptq-g128", method: "gptq", steps: [{ gptq: asym(128) }] },
+  { id: "sparsegpt-2:4", method: "sparsegpt", steps: [{ sparsegpt: { pattern: "2:4" } }] },
+  {
+    id: "quarot-gptq-5.53",
+    method: "gptq",
+    title: "QuaRot, GPTQ in groups of 64, bits allocated under 5.534",
+    args: ["--target-bpw", "5.534"],
+    steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
+  },
+  { id: "awq-g64", method: "awq", steps: [{ awq: asym(64) }] },
   {
     id: "golden-quarot-gptq-g64",
     method: "gptq",
@@ -47,27 +89,14 @@ export const ROWS = [
     golden: 26.4529,
     steps: ["quarot", { gptq: asym(64, { ...golden, ...updated }) }],
   },
-  { id: "float-e3m2", method: "float", steps: [{ float: { format: "e3m2" } }] },
-  { id: "nf4-g64", method: "nf4", steps: [{ nf4: {} }] },
-  { id: "afpq-nf4-g64", method: "afpq", steps: [{ afpq: {} }] },
-  { id: "hqq-g64", method: "hqq", steps: [{ hqq: {} }] },
-  { id: "easyquant", method: "easyquant", steps: [{ easyquant: {} }] },
-  { id: "squeezellm-4", method: "squeezellm", steps: [{ squeezellm: {} }] },
-  { id: "neuzip", method: "neuzip", steps: [{ neuzip: {} }], bare: true },
+  // Orderings that the specifications expect: 3 bits, one scale a row, cut mantissas.
+  { id: "rtn-3-g64", method: "rtn", steps: [{ rtn: { ...asym(64), bits: 3 } }] },
+  { id: "afpq-nf3-g64", method: "afpq", steps: [{ afpq: { table: "nf3", groupSize: 64 } }] },
+  { id: "rtn-narrow", method: "easyquant", steps: [{ rtn: { bits: 4, sym: "narrow" } }] },
+  { id: "neuzip-3", method: "neuzip", steps: [{ neuzip: { precision: 3 } }] },
+  { id: "neuzip-1", method: "neuzip", steps: [{ neuzip: { precision: 1 } }] },
+  { id: "gptq-3-g64", method: "gptq", steps: [{ gptq: { ...asym(64), bits: 3 } }] },
   { id: "sparsegpt-50", method: "sparsegpt", steps: [{ sparsegpt: {} }] },
   { id: "wanda-50", method: "wanda", steps: [{ wanda: {} }] },
-  { id: "rtn-3-g64", method: "rtn", steps: [{ rtn: { ...asym(64), bits: 3 } }] },
-  { id: "gptq-3-g64", method: "gptq", steps: [{ gptq: { ...asym(64), bits: 3 } }] },
-  {
-    id: "smoothquant-w8a8",
-    method: "smoothquant",
-    steps: ["smoothquant", { rtn: { bits: 8, sym: "narrow" } }, { activations: { bits: 8 } }],
-  },
-  {
-    id: "rtn-w8a8",
-    method: "smoothquant",
-    steps: [{ rtn: { bits: 8, sym: "narrow" } }, { activations: { bits: 8 } }],
-  },
-  { id: "float-e4m3", method: "float", steps: [{ float: { format: "e4m3" } }] },
   { id: "ternary", method: "ternary", steps: [{ ternary: {} }] },
 ].map((row) => ({ calibration: short, ...row }));

@@ -2,7 +2,10 @@
 // Every weight method on one model at comparable bits: quality of what is stored, size, cost, speed. Rows that the output
 // file already has are not measured again, so the run may be stopped and continued.
 //   node bench/weights-table.mjs <model> <text> --calibration <text> [--out table.json] [--rows id,id] [--gguf name=file,…]
-//        [--ctx 2048] [--windows 4] [--threads 1] [--print] [--docs]
+//        [--ctx 2048] [--windows 4] [--threads 1] [--busy] [--print] [--docs]
+// The original's logits are computed once a run and kept in <out>.logits (1.6 GB for 8192 tokens of 49152 words) until it ends.
+// `--busy`: others use the machine. Decode speed is not measured, and seconds are marked with "~"; a run without it measures
+// such rows again.
 // `--print` only prints what the file holds; `--docs` also writes the measured rows into docs/methods/*.md and docs/weights.md.
 // `--gguf` adds rows for GGUF files of the same model (bench/llama-quantize.mjs makes them): read by our own reader, measured
 // in the same harness. Every row runs in processes of its own, so peak memory is that of the row.
@@ -24,6 +27,7 @@ const { values, positionals } = parseArgs({
     ctx: { type: "string", default: "2048" },
     windows: { type: "string", default: "4" },
     threads: { type: "string", default: "1" },
+    busy: { type: "boolean", default: false },
     print: { type: "boolean", default: false },
     docs: { type: "boolean", default: false },
   },
@@ -38,24 +42,22 @@ if (measures && (!model || !text || !values.calibration)) {
 }
 const cli = fileURLToPath(new URL("../packages/nibble/bin/nibble.js", import.meta.url));
 
-/** Result of a verb, run with --json. */
-function nibble(...args) {
+/** Standard output of a program of ours. @throws when it prints nothing */
+function output(name, args) {
   return new Promise((resolve, reject) => {
-    const child = spawn(
-      process.execPath,
-      [cli, ...args, "--json", "--quiet", "--threads", values.threads],
-      {
-        stdio: ["ignore", "pipe", "inherit"],
-      },
-    );
+    const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
     let out = "";
     child.stdout.on("data", (chunk) => (out += chunk));
-    child.on("close", () => {
-      const document = JSON.parse(out || "{}");
-      if (document.ok) resolve(document.result);
-      else reject(new Error(`nibble ${args[0]}: ${document.error?.message ?? "no result"}`));
-    });
+    child.on("close", () => (out ? resolve(out) : reject(new Error(`${name}: no result`))));
   });
+}
+
+/** Result of a verb, run with --json. */
+async function nibble(verb, ...args) {
+  const shared = ["--json", "--quiet", "--threads", values.threads];
+  const document = JSON.parse(await output(`nibble ${verb}`, [cli, verb, ...args, ...shared]));
+  if (!document.ok) throw new Error(`nibble ${verb}: ${document.error?.message ?? "no result"}`);
+  return document.result;
 }
 
 const known = existsSync(values.out) ? JSON.parse(readFileSync(values.out, "utf8")) : { rows: {} };
@@ -64,13 +66,20 @@ function save() {
   renameSync(`${values.out}.tmp`, values.out);
 }
 
+const logits = `${values.out}.logits`;
+const evaluator = fileURLToPath(new URL("./weights-eval.mjs", import.meta.url));
+
+async function evaluate(path, ...args) {
+  const { ctx, windows, threads } = values;
+  const shared = ["--ctx", ctx, "--windows", windows, "--threads", threads, "--logits", logits];
+  return JSON.parse(await output("weights-eval", [evaluator, path, text, ...shared, ...args]));
+}
+
+/** What the original gives; writes its logits for the rows that follow. */
+let original = null;
 async function quality(path, isOriginal) {
-  const result = await nibble(
-    ...["eval", path, "--ppl", text, "--ctx", values.ctx, "--windows", values.windows],
-    ...(isOriginal ? [] : ["--reference", model]),
-  );
-  const { perplexity, kl = 0, topAgreement = 1, tokens } = result;
-  return { perplexity, kl, topAgreement, tokens };
+  original ??= await evaluate(model, "--record");
+  return isOriginal ? original : evaluate(path);
 }
 
 async function speed(path) {
@@ -83,6 +92,8 @@ async function speed(path) {
   };
 }
 
+const folder = join(tmpdir(), `nibble-weights-${process.pid}`);
+
 async function measureRow(row) {
   const bare = row.bare || row.steps.length === 0;
   const recipe = {
@@ -93,8 +104,8 @@ async function measureRow(row) {
     ...(row.overrides ? { overrides: row.overrides } : {}),
   };
   const key = JSON.stringify([recipe, row.args ?? []]);
-  if (known.rows[row.id]?.key === key) return;
-  const folder = join(tmpdir(), `nibble-weights-${process.pid}`);
+  const before = known.rows[row.id];
+  if (before?.key === key && (values.busy || !before.busy)) return;
   const recipeFile = `${folder}.json`;
   writeFileSync(recipeFile, JSON.stringify(recipe));
   try {
@@ -113,7 +124,7 @@ async function measureRow(row) {
       seconds: made.seconds,
       peakBytes: made.peakBytes,
       ...(await quality(folder, row.id === "original")),
-      ...(await speed(folder)),
+      ...(values.busy ? { busy: true } : await speed(folder)),
     };
     save();
   } finally {
@@ -168,19 +179,26 @@ function markdown(table) {
     "peak MB",
     "decode tok/s",
   ];
-  const rows = Object.entries(table.rows).map(([id, r]) => [
-    r.title ? `${id} (${r.title})` : id,
-    number(r.bitsPerWeight.linears, 3),
-    number(r.bitsPerWeight.whole, 3),
-    number(r.perplexity, 3) + (r.golden ? ` (golden ${r.golden})` : ""),
-    number(r.kl, 4),
-    `${number(100 * r.topAgreement, 1)} %`,
-    number(r.seconds, 0),
-    number(r.peakBytes === undefined ? undefined : r.peakBytes / 1e6, 0),
-    number(r.decode, 1),
-  ]);
-  return [head, head.map(() => "---"), ...rows]
-    .map((cells) => `| ${cells.join(" | ")} |`)
+  // Fewest bits first, and among equal bits the best.
+  const order = ([, a], [, b]) =>
+    a.bitsPerWeight.linears - b.bitsPerWeight.linears || (a.kl ?? 0) - (b.kl ?? 0);
+  const cells = Object.entries(table.rows)
+    .sort(order)
+    .map(([id, r]) => [
+      r.title ? `${id} (${r.title})` : id,
+      number(r.bitsPerWeight.linears, 3),
+      number(r.bitsPerWeight.whole, 3),
+      number(r.perplexity, 3) + (r.golden ? ` (golden ${r.golden})` : ""),
+      number(r.kl, 4),
+      `${number(100 * r.topAgreement, 1)} %`,
+      (r.busy ? "~" : "") + number(r.seconds, 0),
+      number(r.peakBytes === undefined ? undefined : r.peakBytes / 1e6, 0),
+      // A speed that was measured while others used the machine says nothing.
+      number(r.busy ? undefined : r.decode, 1),
+    ]);
+  const timed = cells.some((row) => row.at(-1) !== "");
+  return [head, head.map(() => "---"), ...cells]
+    .map((row) => `| ${(timed ? row : row.slice(0, -1)).join(" | ")} |`)
     .join("\n");
 }
 
@@ -218,6 +236,13 @@ function writeDocs() {
 }
 
 if (measures) {
+  for (const signal of ["SIGINT", "SIGTERM"]) {
+    process.on(signal, () => {
+      for (const made of [logits, folder, `${folder}.json`])
+        rmSync(made, { recursive: true, force: true });
+      process.exit(130);
+    });
+  }
   const only = values.rows?.split(",");
   Object.assign(known, { ctx: Number(values.ctx), windows: Number(values.windows) });
   let failed = 0;
@@ -240,6 +265,7 @@ if (measures) {
       `${row.id}: perplexity ${perplexity.toFixed(4)}, KL ${kl.toFixed(4)}, ${((performance.now() - started) / 1000).toFixed(0)} s`,
     );
   }
+  rmSync(logits, { force: true });
   if (failed > 0) process.exitCode = 1;
 }
 if (values.docs) writeDocs();
