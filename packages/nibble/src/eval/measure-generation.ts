@@ -24,7 +24,7 @@ const PROMPT_TOKENS = 1792;
 const STREAMS = 16;
 
 /** `<id>.jsonl` (and `<id>_train.jsonl` for the examples) of the task folder, else the hub. */
-async function generationItems(
+export async function generationItems(
   task: GenerationTask,
   part: "test" | "train",
   options: TasksOptions,

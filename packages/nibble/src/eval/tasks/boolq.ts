@@ -10,10 +10,13 @@ export const boolq = defineTask({
   hub: {
     dataset: "google/boolq",
     file: "data/validation-00000-of-00001.parquet",
-    convert: (row) => ({
-      question: `${textField(row, "passage")}\nQuestion: ${textField(row, "question")}?\nAnswer:`,
-      choices: ["no", "yes"],
-      answer: row.answer === true ? 1 : 0,
-    }),
+    convert: (row) => {
+      if (typeof row.answer !== "boolean") throw new Error('field "answer" is not true or false');
+      return {
+        question: `${textField(row, "passage")}\nQuestion: ${textField(row, "question")}?\nAnswer:`,
+        choices: ["no", "yes"],
+        answer: row.answer ? 1 : 0,
+      };
+    },
   },
 });

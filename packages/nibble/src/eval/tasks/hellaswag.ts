@@ -18,6 +18,13 @@ function capitalize(text: string): string {
   return text.slice(0, 1).toUpperCase() + text.slice(1).toLowerCase();
 }
 
+/** The label is a digit as text; splits without answers have an empty one. */
+function labelOf(row: Record<string, unknown>): number {
+  const label = textField(row, "label");
+  if (!/^\d$/.test(label)) throw new Error(`field "label" is "${label}", expected a digit`);
+  return Number(label);
+}
+
 export const hellaswag = defineTask({
   id: "hellaswag",
   title: "HellaSwag",
@@ -33,7 +40,7 @@ export const hellaswag = defineTask({
       return {
         question: cleanHellaswag(text),
         choices: textsField(row, "endings").map(cleanHellaswag),
-        answer: Number(row.label),
+        answer: labelOf(row),
       };
     },
   },
