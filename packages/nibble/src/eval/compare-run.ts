@@ -1,13 +1,17 @@
 /**
  * Measures several models on the same text and the same questions, and compares all but the first with the first. At most
- * two models are in memory at a time. Speed and memory come from a measurement that the caller provides (the command line
- * measures each model in a process of its own, because a peak belongs to a process).
+ * two models are in memory at a time. Each model's answers to a task and its losses on the text are kept when they are
+ * finished (kept-parts.ts), so that a run that was stopped goes on. Speed and memory come from a measurement that the
+ * caller provides (the command line measures each model in a process of its own, because a peak belongs to a process).
  */
-
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { UsageError } from "../core/errors.js";
-import { sha256 } from "../core/sha256.js";
+import { nibbleHome } from "../core/home.js";
 import { VERSION } from "../core/version.js";
+import { selectBackend } from "../kernels/select.js";
 import { inspectModel } from "../runtime/inspect.js";
+import { loadModel } from "../runtime/load-model.js";
 import { type OpenedModel, openModel } from "../runtime/open.js";
 import {
   type CompareResult,
@@ -17,8 +21,16 @@ import {
   type ModelFacts,
   type ModelSpeed,
 } from "./compare.js";
-import { openForTasks, openOptions, readTasks, runTasks, type TasksOptions } from "./measure.js";
-import { emptyRecord, encodeStream, evaluatePerplexity } from "./perplexity.js";
+import { KeptParts, type PartKey, textHash } from "./kept-parts.js";
+import {
+  openForTasks,
+  openOptions,
+  readTasks,
+  runTasks,
+  type TaskData,
+  type TasksOptions,
+} from "./measure.js";
+import { emptyRecord, encodeStream, evaluatePerplexity, type TargetRecord } from "./perplexity.js";
 import { mean } from "./statistics.js";
 import type { TaskResult } from "./zero-shot.js";
 
@@ -35,6 +47,8 @@ export interface CompareOptions extends TasksOptions {
   command: string;
   /** Speed and peak memory of a model; left out, reports have none. */
   measureSpeed?: (model: string) => Promise<Omit<ModelSpeed, "name">>;
+  /** Folder of finished parts; default NIBBLE_HOME/compare. */
+  cache?: string;
 }
 
 export interface CompareOutcome {
@@ -78,71 +92,72 @@ export async function compareModels(
     );
   }
   const data = await readTasks(tasks, options);
+  const stage = (item: number, name: string) =>
+    onProgress?.({ type: "step", stage: "comparing", item, total: models.length, name });
+  const kept = new KeptParts(options.cache ?? join(nibbleHome(), "compare"));
+  const shared = await sharedKey(options);
+  const keys: PartKey[] = [];
+  for (const model of models) keys.push({ ...shared, model: await identity(model, options) });
+
   const facts: ModelFacts[] = [];
   const answers: Record<string, TaskResult>[] = [];
   const comparisons: Comparison[] = names.slice(1).map((model) => ({ model, tasks: {} }));
   const losses: { perplexity: number; nll: number; nllStderr: number }[] = [];
-  const stage = (item: number, name: string) =>
-    onProgress?.({ type: "step", stage: "comparing", item, total: models.length, name });
-
   let textFacts: CompareResult["text"];
   const ctx = options.ctx ?? 2048;
-  const shape = { maxContext: ctx, sequences: 1 };
+  const open = (model: string) =>
+    openModel(model, openOptions(options, { maxContext: ctx, sequences: 1 }));
   let baseline: OpenedModel | null = null;
   try {
     for (const [i, model] of models.entries()) {
-      stage(i, names[i] as string);
-      if (data.length > 0) {
-        const opened = await openForTasks(model, data, options);
-        try {
-          answers.push(await runTasks(opened, data, options));
-          if (!text) facts.push(await factsOf(opened, names[i] as string, model));
-        } finally {
-          await opened.close();
-        }
-      }
-      if (!text) continue;
-      const opened = await openModel(model, openOptions(options, shape));
-      facts.push(await factsOf(opened, names[i] as string, model));
-      if (i === 0) {
-        baseline = opened;
-        continue;
-      }
-      try {
-        const record = emptyRecord();
-        const measured = await evaluatePerplexity(opened, encodeStream(opened, text.content), {
+      const name = names[i] as string;
+      const key = keys[i] as PartKey;
+      stage(i, name);
+      const known = await kept.known<ModelFacts>({ ...key, part: "facts" });
+      if (known) facts[i] = { ...known, name };
+      const learn = async (opened: OpenedModel) => {
+        if (facts[i]) return;
+        facts[i] = await factsOf(opened, name, model);
+        await kept.keep({ ...key, part: "facts" }, facts[i]);
+      };
+      if (data.length > 0)
+        answers.push(await answersOf(model, data, options, { kept, key, learn }));
+      if (text && i > 0) {
+        const textKey: PartKey = {
+          ...key,
+          part: "text",
+          baseline: keys[0]?.model,
+          text: textHash(text.content),
           ctx,
-          reference: baseline as OpenedModel,
-          record,
-          ...(options.windows === undefined ? {} : { windows: options.windows }),
-          ...(options.stride === undefined ? {} : { stride: options.stride }),
-          ...(options.signal ? { signal: options.signal } : {}),
-          onWindow: (item, total, ppl) =>
-            onProgress?.({
-              type: "step",
-              stage: `comparing ${names[i]}`,
-              item,
-              total,
-              name: `perplexity ${ppl.toFixed(3)}`,
-            }),
-          onWarning: (message) => onProgress?.({ type: "log", level: "warn", message }),
-        });
-        (comparisons[i - 1] as Comparison).text = compareText(record, seed, `${names[i]}/text`);
+          windows: options.windows,
+          stride: options.stride,
+        };
+        let part = await kept.known<TextPart>(textKey);
+        if (!part) {
+          baseline ??= await open(models[0] as string);
+          const opened = await open(model);
+          try {
+            await learn(opened);
+            part = await measureAgainst(opened, baseline, text.content, name, { ...options, ctx });
+          } finally {
+            await opened.close();
+          }
+          await kept.keep(textKey, part);
+        }
+        const { record, measured } = part;
+        (comparisons[i - 1] as Comparison).text = compareText(record, seed, `${name}/text`);
         if (losses.length === 0) losses.push(summary(record.referenceNll));
         losses.push(summary(record.nll));
-        const { windows, tokens, stride } = measured;
-        const hash = sha256();
-        hash.update(new TextEncoder().encode(text.content));
-        textFacts = {
-          file: text.file,
-          sha256: hash.digest(),
-          ctx: measured.ctx,
-          windows,
-          tokens,
-          ...(stride === undefined ? {} : { stride }),
-        };
-      } finally {
-        await opened.close();
+        textFacts = { file: text.file, sha256: textHash(text.content), ...measured };
+      }
+      if (!facts[i]) {
+        const opened = await open(model);
+        if (i === 0 && text) baseline = opened;
+        try {
+          await learn(opened);
+        } finally {
+          if (opened !== baseline) await opened.close();
+        }
       }
     }
   } finally {
@@ -192,6 +207,121 @@ export async function compareModels(
       comparisons,
     },
   };
+}
+
+/** Losses of a model and the baseline on the same targets, and on what. */
+interface TextPart {
+  record: TargetRecord;
+  measured: { ctx: number; windows: number; tokens: number; stride?: number };
+}
+
+async function measureAgainst(
+  opened: OpenedModel,
+  baseline: OpenedModel,
+  content: string,
+  name: string,
+  { ctx, windows, stride, signal, onProgress }: CompareOptions,
+): Promise<TextPart> {
+  const record = emptyRecord();
+  const result = await evaluatePerplexity(opened, encodeStream(opened, content), {
+    reference: baseline,
+    record,
+    ...(ctx === undefined ? {} : { ctx }),
+    ...(windows === undefined ? {} : { windows }),
+    ...(stride === undefined ? {} : { stride }),
+    ...(signal ? { signal } : {}),
+    onWindow: (item, total, perplexity) =>
+      onProgress?.({
+        type: "step",
+        stage: `comparing ${name}`,
+        item,
+        total,
+        name: `perplexity ${perplexity.toFixed(3)}`,
+      }),
+    onWarning: (message) => onProgress?.({ type: "log", level: "warn", message }),
+  });
+  const measured = {
+    ctx: result.ctx,
+    windows: result.windows,
+    tokens: result.tokens,
+    ...(result.stride === undefined ? {} : { stride: result.stride }),
+  };
+  return { record, measured };
+}
+
+/** Answers of a model to the tasks; it is opened for those that are not known. */
+async function answersOf(
+  model: string,
+  data: TaskData[],
+  options: CompareOptions,
+  parts: { kept: KeptParts; key: PartKey; learn: (opened: OpenedModel) => Promise<void> },
+): Promise<Record<string, TaskResult>> {
+  const { kept, key, learn } = parts;
+  const { fewShot = 0, seed = 0 } = options;
+  const keyOf = ({ task, items, pool }: TaskData): PartKey => ({
+    ...key,
+    part: "task",
+    task: task.id,
+    items: textHash(JSON.stringify(items)),
+    ...(fewShot > 0 ? { fewShot, seed, pool: textHash(JSON.stringify(pool)) } : {}),
+  });
+  const results: Record<string, TaskResult> = {};
+  const missing: TaskData[] = [];
+  for (const one of data) {
+    const known = await kept.known<TaskResult>(keyOf(one));
+    if (known) results[one.task.id] = known;
+    else missing.push(one);
+  }
+  if (missing.length === 0) return results;
+  const opened = await openForTasks(model, missing, options);
+  try {
+    await learn(opened);
+    for (const [t, one] of missing.entries()) {
+      const own = { ...opened, encoded: [opened.encoded[t] ?? []] };
+      const result = (await runTasks(own, [one], options))[one.task.id] as TaskResult;
+      await kept.keep(keyOf(one), result);
+      results[one.task.id] = result;
+    }
+  } finally {
+    await opened.close();
+  }
+  return results;
+}
+
+/** What decides every part beside the model. Threads do not: results are the same on any number. */
+async function sharedKey({ backend, kv, activations }: CompareOptions): Promise<PartKey> {
+  const chosen = await selectBackend(backend ?? "auto", () => {});
+  const calibration =
+    typeof kv === "object" && kv.calibration !== undefined
+      ? { calibration: textHash((await readFile(kv.calibration)).toString("base64")) }
+      : {};
+  return {
+    version: VERSION,
+    backend: [chosen.id, (await chosen.status()).variant],
+    kv: typeof kv === "object" ? { ...kv, ...calibration } : kv,
+    activations,
+  };
+}
+
+/** Hashes of a model's tensors and tokenizer, and the name that reports give it. */
+async function identity(name: string, { onProgress, signal }: CompareOptions): Promise<unknown> {
+  const model = await loadModel(name, {
+    ...(onProgress ? { onProgress } : {}),
+    ...(signal ? { signal } : {}),
+  });
+  try {
+    const { source, files } = model;
+    return {
+      id: source.id,
+      content: source.artifact ?? (await source.sha256()),
+      files: [...files].map(([file, bytes]) => [
+        file,
+        textHash(Buffer.from(bytes).toString("latin1")),
+      ]),
+    };
+  } finally {
+    await model.close();
+  }
 }
 
 function summary(nll: number[]): { perplexity: number; nll: number; nllStderr: number } {

@@ -11,8 +11,8 @@ import { parameterSpecs } from "../../src/model/roles.js";
 import { buildGguf } from "./gguf-builder.js";
 import { tinyTokenizer, tinyVocabulary } from "./tiny-tokenizer.js";
 
-/** Writes the model. */
-export async function tinyFolder(path: string): Promise<void> {
+/** Writes the model; another seed, other weights. */
+export async function tinyFolder(path: string, seed = 1): Promise<void> {
   await mkdir(path, { recursive: true });
   const config = {
     architectures: ["LlamaForCausalLM"],
@@ -32,7 +32,7 @@ export async function tinyFolder(path: string): Promise<void> {
     bos_token_id: 1,
     eos_token_id: 2,
   };
-  const rng = new Philox(1, "tiny-folder");
+  const rng = new Philox(seed, "tiny-folder");
   const tensors = parameterSpecs(parseHfConfig(config))
     .filter(({ kind }) => kind !== "head")
     .map(({ module, shape, kind }) => {
