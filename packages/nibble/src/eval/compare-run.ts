@@ -347,7 +347,7 @@ export async function factsOf(
   name: string,
   source: string,
 ): Promise<ModelFacts> {
-  const { bytes, parameters, bitsPerWeight } = await inspectModel(source);
+  const { bytes, parameters, bitsPerWeight, format } = await inspectModel(source);
   const { k, v } = opened.kv;
   return {
     name,
@@ -355,6 +355,7 @@ export async function factsOf(
     fileBytes: bytes,
     parameters,
     bitsPerWeight: bitsPerWeight.whole,
+    format,
     weightBytes: opened.compiled.weightBytes,
     kv:
       k.codec === v.codec ? `${k.codec}${k.hadamard ? " rotated" : ""}` : `${k.codec} / ${v.codec}`,

@@ -144,6 +144,8 @@ export interface ModelFacts {
   parameters: number;
   /** 8 * fileBytes / parameters. */
   bitsPerWeight: number;
+  /** Of layer weights and their inputs, "W8A8-INT"; null where the layers are not quantized by nibble. */
+  format: string | null;
   /** Weights as they lie in memory when it runs. */
   weightBytes: number;
   kv: string;

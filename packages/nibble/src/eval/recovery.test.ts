@@ -26,6 +26,7 @@ const facts = (name: string, bits: number) => ({
   fileBytes: bits * 1e6,
   parameters: 8e6,
   bitsPerWeight: bits,
+  format: bits < 16 ? "W4A16-INT" : null,
   weightBytes: bits * 1e6,
   kv: "fp32",
   backend: "native avx2",
@@ -106,6 +107,7 @@ describe("recoveryReport", () => {
     expect(row?.costPerMillionLatency).toBeCloseTo(1, 10);
     expect(row?.costPerMillionThroughput).toBeCloseTo(0.25, 10);
     expect(recoveryReport(result, [speed]).scenarios[0]?.costPerMillionLatency).toBeNull();
+    expect(recoveryMarkdown(recoveryReport(result, []))).toContain("| <small> | W4A16-INT | 90.0");
     expect(recoveryMarkdown(recoveryReport(result, [speed], 0.36))).toContain(
       "Cost at 0.36 an hour",
     );

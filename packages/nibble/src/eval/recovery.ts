@@ -17,6 +17,7 @@ export interface TaskRecovery extends Estimate {
 
 export interface ModelRecovery {
   model: string;
+  format: string | null;
   tasks: TaskRecovery[];
   /** Mean over the tasks that are not near chance, percent; null when there is none. */
   average: Estimate | null;
@@ -80,6 +81,7 @@ export function recoveryReport(
     const ratio = text?.perplexityRatio;
     return {
       model,
+      format: result.models.find(({ name }) => name === model)?.format ?? null,
       tasks: rows,
       average: average(rows.filter((r) => !r.nearChance)),
       perplexity: ratio
@@ -144,12 +146,14 @@ function recoveryRows(report: RecoveryReport): string[][] {
   return [
     [
       "model",
+      "format",
       "average",
       ...tasks.map((t) => `${t.task}${t.nearChance ? " (near chance)" : ""}`),
       "perplexity",
     ],
     ...report.models.map((m) => [
       m.model,
+      m.format ?? "",
       show(m.average),
       ...m.tasks.map(show),
       show(m.perplexity),

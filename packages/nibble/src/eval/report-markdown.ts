@@ -26,7 +26,7 @@ export function pText(p: number): string {
 
 export function modelRows(result: CompareResult, speeds: ModelSpeed[]): string[][] {
   const withText = result.models.some((m) => m.perplexity !== undefined);
-  const head = ["model", "size on disk", "bits/weight", "weights in memory", "cache"];
+  const head = ["model", "format", "size on disk", "bits/weight", "weights in memory", "cache"];
   if (withText) head.push("perplexity");
   if (speeds.length > 0) head.push("prefill tok/s", "decode tok/s", "peak memory");
   return [
@@ -35,6 +35,7 @@ export function modelRows(result: CompareResult, speeds: ModelSpeed[]): string[]
       const speed = speeds.find((s) => s.name === m.name);
       return [
         m.name,
+        m.format ?? "as in its file",
         formatBytes(m.fileBytes),
         m.bitsPerWeight.toFixed(2),
         formatBytes(m.weightBytes),

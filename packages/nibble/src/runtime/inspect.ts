@@ -12,6 +12,7 @@ import { resolveModel } from "../hub/resolve.js";
 import type { ModelConfig } from "../model/config.js";
 import type { SidecarFiles } from "../model/model.js";
 import { parameterSpecs } from "../model/roles.js";
+import { formatName } from "./format-name.js";
 
 export interface InspectedTensor {
   name: string;
@@ -25,6 +26,8 @@ export interface InspectedTensor {
 export interface Inspection {
   kind: "nibble" | "huggingface" | "gguf" | "safetensors";
   architecture: string | null;
+  /** Of an artifact whose layers are quantized: "W4A16-INT". */
+  format: string | null;
   parameters: number;
   bytes: number;
   bitsPerWeight: { linears: number | null; whole: number };
@@ -129,7 +132,13 @@ async function inspectArtifact(folder: ByteFolder): Promise<Inspection> {
       kv: manifest.kv ?? "model default (fp32)",
       recipe: manifest.recipe,
     };
-    return summary("nibble", config, facts, tensors, warningsOf(config, files));
+    const inputs = [manifest.activations, ...Object.values(manifest.activationOverrides)].flatMap(
+      (sites) => Object.values(sites).filter((one) => one !== null),
+    );
+    return {
+      ...summary("nibble", config, facts, tensors, warningsOf(config, files)),
+      format: formatName(Object.entries(manifest.linears), inputs),
+    };
   } finally {
     await reader?.close();
   }
@@ -169,6 +178,7 @@ function summary(
   return {
     kind,
     architecture: config?.architecture ?? null,
+    format: null,
     parameters: whole.count,
     bytes: whole.bytes,
     bitsPerWeight: {

@@ -43,7 +43,7 @@ export const compare = defineVerb<Options>({
   examples: [
     "nibble compare smollm2-135m small --ppl text.txt -o report",
     "nibble compare smollm2-135m small other --ppl text.txt --tasks arc_easy,piqa --task-dir tasks --html report.html",
-    "nibble compare smollm2-135m w8a8 w4a16 --tasks arc_easy --task-dir tasks --recovery --cost-per-hour 0.10",
+    "nibble compare smollm2-135m smoothquant-w8a8 fp8-w8a8 gptq-w4a16-g128 quarot-w4a8kv4 quarot-w4a4kv4 --tasks arc_easy --task-dir tasks --recovery --cost-per-hour 0.10",
   ],
   define(command) {
     command

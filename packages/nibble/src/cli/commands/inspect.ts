@@ -91,7 +91,8 @@ export const inspect = defineVerb<Options>({
         `${formatCount(report.parameters)} parameters, ${formatBytes(report.bytes)}, ${report.bitsPerWeight.whole.toFixed(3)} bits per weight` +
           (report.bitsPerWeight.linears === null
             ? ""
-            : ` (${report.bitsPerWeight.linears.toFixed(3)} in linears)`),
+            : ` (${report.bitsPerWeight.linears.toFixed(3)} in linears)`) +
+          (report.format === null ? "" : `, ${report.format}`),
       ].join("\n"),
     };
   },
