@@ -237,7 +237,7 @@ describe("pictures", () => {
     }));
     const kl = [0, 1].map((layer) => ({ layer, kl: 0.1, deltaNll: 0.1 }));
     const drawn = [
-      ...kvPictures(rows, "m"),
+      ...kvPictures(rows, "m", ["fp16", "quarot-kv4", "qaq"]),
       gridPicture(Float32Array.from(rng.normals(64 * 16)), [16, 64], {
         bits: 4,
         what: "w",
@@ -257,6 +257,10 @@ describe("pictures", () => {
       expect(svg).toMatch(/^<svg/);
       expect(svg).not.toMatch(/NaN|undefined/);
     }
+    // Variants without a line are named, for keys and for values.
+    const words = (svg = "") => svg.replace(/<[^>]*>/g, " ").replace(/\s+/g, " ");
+    expect(words(drawn[0]?.svg)).toContain("No line for qaq:");
+    expect(words(drawn[1]?.svg)).toContain("No line for quarot-kv4, qaq:");
     expect(drawn.map((p) => p.name)).toEqual([
       "kv-error-keys",
       "kv-error-values",

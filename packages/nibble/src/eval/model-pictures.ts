@@ -58,12 +58,15 @@ export async function modelPictures(name: string, options: PictureOptions): Prom
   const opened = await openModel(name, { ...run, kv: "fp32", maxContext: tokens });
   let ids: number[];
   let rows: KvErrorRow[];
+  let variants: string[];
   let label: string;
   let layers: number;
   let quantized: boolean;
   try {
     ids = encodeStream(opened, options.text).slice(0, tokens);
-    rows = await kvErrors(opened, ids, kvVariants(opened.model.config));
+    const all = kvVariants(opened.model.config);
+    variants = all.map((variant) => variant.name);
+    rows = await kvErrors(opened, ids, all);
     layers = opened.model.config.numHiddenLayers;
     quantized = [...opened.model.parameters.values()].some(({ weight }) => "quant" in weight);
     const { id } = opened.model.source;
@@ -89,7 +92,7 @@ export async function modelPictures(name: string, options: PictureOptions): Prom
         ...(main && main.kind !== "dense"
           ? [codesPicture(unpackCodes(main.codes), main.bits, { what: spec.path, model: label })]
           : []),
-        ...kvPictures(rows, label),
+        ...kvPictures(rows, label, variants),
       ];
     } finally {
       await model.close();
@@ -99,7 +102,7 @@ export async function modelPictures(name: string, options: PictureOptions): Prom
   const pictures = [
     outlierPicture(found as BeforeAfter, "attn_in", label),
     outlierPicture(found as BeforeAfter, "mlp_out", label),
-    ...kvPictures(rows, label),
+    ...kvPictures(rows, label, variants),
   ];
   step(2, "weights");
   const matrices: { weight: Float32Array; shape: [number, number] }[] = [];

@@ -167,8 +167,12 @@ export function weightPicture(
   };
 }
 
-/** Error of keys, and of values, by layer. */
-export function kvPictures(rows: KvErrorRow[], model: string): Picture[] {
+/** Error of keys, and of values, by layer. @param variants names of all that were tried; those without a line are named */
+export function kvPictures(
+  rows: KvErrorRow[],
+  model: string,
+  variants: readonly string[],
+): Picture[] {
   const texts = {
     keys: "Keys have channels that are large for every token: one scale for a token is then set by them. Rotation (quarot) spreads them out, kivi gives channels scales of their own.",
     values:
@@ -176,12 +180,17 @@ export function kvPictures(rows: KvErrorRow[], model: string): Picture[] {
   };
   return (["keys", "values"] as const).map((what) => {
     const names = [...new Set(rows.flatMap((row) => Object.keys(row[what])))];
+    const missing = variants.filter((name) => !names.includes(name));
+    const absent =
+      missing.length > 0
+        ? ` No line for ${missing.join(", ")}: what they store depends on calibration, attention or keys before RoPE.`
+        : "";
     return {
       name: `kv-error-${what}`,
       data: rows.map((row) => ({ layer: row.layer, error: row[what] })),
       svg: lineChart({
         title: `KV cache: what the ${what} lose, by layer`,
-        subtitle: `${model}. ${what === "keys" ? "Keys" : "Values"} of a text, stored as each cache preset stores them and read back. Lower is better. ${texts[what]}`,
+        subtitle: `${model}. ${what === "keys" ? "Keys" : "Values"} of a text, stored as each cache preset stores them and read back. Lower is better. ${texts[what]}${absent}`,
         xLabel: "layer",
         yLabel: "relative RMS error (%, log scale)",
         logY: true,

@@ -45,6 +45,7 @@ const row = (job: SweepJob): SweepRow => ({
     bitsPerWeight: job.name === "original" ? 16 : 4,
     bytes: 10,
     perplexity: 20 + job.name.length,
+    ...(job.name === "original" ? {} : { perplexityRatio: { value: 1.1, low: 1.05, high: 1.16 } }),
     tasks: {},
   },
   tokensPerSecond: 100 * Math.random(),
@@ -130,6 +131,7 @@ describe("sweepReport", () => {
     expect(report.front).toEqual({ m: ["a"] });
     expect(report.json).not.toMatch(/seconds|tokensPerSecond/);
     expect(report.markdown).toContain("| m | bad |");
+    expect(report.markdown).toContain("| 110.00 % [105.00, 116.00] |");
     expect(report.html).toContain("<svg");
     expect(report.html).not.toMatch(/NaN|undefined/);
   });

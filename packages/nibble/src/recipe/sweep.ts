@@ -10,9 +10,12 @@ import { NibbleError } from "../core/errors.js";
 import { nibbleHome } from "../core/home.js";
 import type { OnProgress } from "../core/progress.js";
 import { paretoChart, paretoFront } from "../eval/charts/pareto.js";
+import { compareText } from "../eval/compare.js";
 import { measureTasks, measureText, type TaskSummary } from "../eval/measure.js";
+import { emptyRecord } from "../eval/perplexity.js";
 import { figure, htmlPage, htmlTable } from "../eval/report-html.js";
-import { markdownTable } from "../eval/report-markdown.js";
+import { interval, markdownTable } from "../eval/report-markdown.js";
+import type { Estimate } from "../eval/statistics.js";
 import type { BackendId } from "../kernels/contract.js";
 import { inspectModel } from "../runtime/inspect.js";
 import { compress } from "./run.js";
@@ -23,6 +26,8 @@ export interface SweepQuality {
   bytes: number;
   perplexity?: number;
   nllStderr?: number;
+  /** Model / original on the same targets. */
+  perplexityRatio?: Estimate;
   /** KL(original || model), nats a token. */
   kl?: number;
   topAgreement?: number;
@@ -84,12 +89,13 @@ export const runJob: RunJob = async (job, plan, options) => {
     ({ seconds } = await compress(job.model, job.recipe, { ...run, output: artifact }));
   const model = job.recipe ? artifact : job.model;
   const { ctx, windows, tasks, taskDir, limit } = spec.eval;
+  const record = emptyRecord();
   const onText = text
     ? await measureText(model, text.content, {
         ...run,
         ctx,
         ...(windows === undefined ? {} : { windows }),
-        ...(job.recipe ? { reference: job.model } : {}),
+        ...(job.recipe ? { reference: job.model, record } : {}),
         ...(text.file.endsWith(".jsonl") ? { jsonLines: text.file } : {}),
       })
     : null;
@@ -112,6 +118,9 @@ export const runJob: RunJob = async (job, plan, options) => {
       bitsPerWeight: bitsPerWeight.whole,
       bytes,
       ...(onText ? { perplexity: onText.perplexity, nllStderr: onText.nllStderr } : {}),
+      ...(record.kl.length > 0
+        ? { perplexityRatio: compareText(record, spec.seed, "sweep").perplexityRatio }
+        : {}),
       ...(onText?.kl === undefined ? {} : { kl: onText.kl }),
       ...(onText?.topAgreement === undefined ? {} : { topAgreement: onText.topAgreement }),
       tasks: Object.fromEntries(
@@ -186,7 +195,17 @@ const short = (model: string) => model.replace(/\/+$/, "").split("/").pop() ?? m
 function tableRows(rows: SweepRow[], tasks: readonly string[]): string[][] {
   const percent = (v: number | undefined) => (v === undefined ? "" : `${(100 * v).toFixed(1)} %`);
   return [
-    ["model", "recipe", "bits/weight", "perplexity", "KL", "same first guess", ...tasks, ""],
+    [
+      "model",
+      "recipe",
+      "bits/weight",
+      "perplexity",
+      "of the original's",
+      "KL",
+      "same first guess",
+      ...tasks,
+      "",
+    ],
     ...rows.map((row) => {
       const q = row.quality;
       return [
@@ -194,6 +213,7 @@ function tableRows(rows: SweepRow[], tasks: readonly string[]): string[][] {
         row.name,
         q?.bitsPerWeight.toFixed(3) ?? "",
         q?.perplexity?.toFixed(3) ?? "",
+        q?.perplexityRatio ? interval(q.perplexityRatio, 2, 100, " %").replace(/^\+/, "") : "",
         q?.kl?.toFixed(4) ?? "",
         percent(q?.topAgreement),
         ...tasks.map((id) => percent(q?.tasks[id]?.accuracy)),
@@ -222,11 +242,15 @@ export function sweepReport(plan: SweepPlan, rows: SweepRow[], command: string):
     const points = rows.flatMap((row) => {
       const y = row.quality?.perplexity;
       if (row.model !== model || y === undefined || !row.quality) return [];
+      const ratio = row.quality.perplexityRatio;
       return [
         {
           name: row.name,
           x: row.quality.bitsPerWeight,
           y,
+          ...(ratio
+            ? { low: (y * ratio.low) / ratio.value, high: (y * ratio.high) / ratio.value }
+            : {}),
           ...(row.tokensPerSecond === null ? {} : { speed: row.tokensPerSecond }),
           ...(row.name === "original" ? { baseline: true } : {}),
         },
@@ -238,7 +262,7 @@ export function sweepReport(plan: SweepPlan, rows: SweepRow[], command: string):
       paretoChart({
         title: `Size against quality: ${short(model)}`,
         subtitle:
-          "Lower left is better. The staircase joins the recipes that no other beats in both size and perplexity.",
+          "Lower left is better. The staircase joins the recipes that no other beats in both size and perplexity; bars: 95 % interval of the difference from the original on this text.",
         xLabel: "bits per weight, whole file",
         yLabel: "perplexity",
         speedLabel: "prompt tokens/s",
