@@ -146,7 +146,7 @@ export async function planSweep(file: string, backend: string): Promise<SweepPla
           ? { recipe: near(which.recipe) }
           : { preset: which.preset as string };
       variants.push({
-        name: [title, ...flags].join(" "),
+        name: [title, ...shortFlags(values)].join(" "),
         recipe: await loadRecipe({
           ...from,
           seed: spec.seed,
@@ -186,6 +186,16 @@ export async function planSweep(file: string, backend: string): Promise<SweepPla
     jobs,
     text,
   };
+}
+
+/** `bits=3` for `steps.rtn.bits: 3`; the whole path where two end alike. */
+export function shortFlags(values: Record<string, unknown>): string[] {
+  const last = (path: string) => path.split(".").pop() as string;
+  const ends = Object.keys(values).map(last);
+  return Object.entries(values).map(([path, value]) => {
+    const alike = ends.filter((end) => end === last(path)).length > 1;
+    return `${alike ? path : last(path)}=${value}`;
+  });
 }
 
 /** Where the calibration text lies does not decide a result; what it says is hashed by itself. */

@@ -11,7 +11,13 @@ import {
   type SweepRow,
   sweepReport,
 } from "./sweep.js";
-import { combinations, parseSweep, type SweepJob, type SweepPlan } from "./sweep-plan.js";
+import {
+  combinations,
+  parseSweep,
+  type SweepJob,
+  type SweepPlan,
+  shortFlags,
+} from "./sweep-plan.js";
 
 let folder = "";
 beforeEach(async () => {
@@ -63,6 +69,13 @@ describe("parseSweep", () => {
       { bits: 3, g: 64, s: "b" },
       { bits: 4, g: 64, s: "a" },
       { bits: 4, g: 64, s: "b" },
+    ]);
+  });
+  it("names variants by the last words of their options, while these tell them apart", () => {
+    expect(shortFlags({ "steps.rtn.bits": 3, groupSize: 64 })).toEqual(["bits=3", "groupSize=64"]);
+    expect(shortFlags({ "steps.rtn.bits": 3, "steps.embeddings.bits": 8 })).toEqual([
+      "steps.rtn.bits=3",
+      "steps.embeddings.bits=8",
     ]);
   });
   it.each([
