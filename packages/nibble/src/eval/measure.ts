@@ -272,7 +272,15 @@ export async function measureTasks(
   ids: readonly string[],
   options: TasksOptions = {},
 ): Promise<Record<string, TaskSummary>> {
-  const data = await readTasks(ids, options);
+  return measureTaskData(model, await readTasks(ids, options), options);
+}
+
+/** Accuracy of a model on tasks that were read. */
+export async function measureTaskData(
+  model: string,
+  data: TaskData[],
+  options: TasksOptions = {},
+): Promise<Record<string, TaskSummary>> {
   const opened = await openForTasks(model, data, options);
   try {
     const results = await runTasks(opened, data, options);

@@ -2,12 +2,13 @@
  * A sweep: models x recipes (each with lists of option values that multiply) from one YAML, measured alike. The plan is a
  * list of jobs, each with the hash of everything that decides its result: a job whose result is known is not run again.
  */
-import { readFile } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { z } from "zod";
 import { RecipeError } from "../core/errors.js";
 import { readTextFile } from "../core/text-file.js";
 import { VERSION } from "../core/version.js";
+import { readTasks, type TaskData } from "../eval/measure.js";
+import type { FetchDataset } from "../eval/tasks/source.js";
 import { loadModel } from "../runtime/load-model.js";
 import { loadRecipe, recipeToJson } from "./load.js";
 import { fingerprint } from "./resume.js";
@@ -70,6 +71,8 @@ export interface SweepPlan {
   spec: SweepSpec;
   jobs: SweepJob[];
   text: { content: string; file: string } | null;
+  /** Questions of the tasks, read and checked. */
+  tasks: TaskData[];
 }
 
 /** All combinations of the lists of a map: {a: [1, 2], b: 3} -> {a: 1, b: 3}, {a: 2, b: 3}. */
@@ -100,9 +103,15 @@ export function parseSweep(text: string, file: string): SweepSpec {
 }
 
 /**
- * Expands a sweep file. Paths in it are relative to it. Models are opened for their hashes, texts read; nothing is run.
+ * Expands a sweep file. Paths in it are relative to it. Models are opened for their hashes, texts and questions read;
+ * nothing is run.
+ * @param fetchDataset how data sets come from the hub; without it tasks come from the task folder alone
  */
-export async function planSweep(file: string, backend: string): Promise<SweepPlan> {
+export async function planSweep(
+  file: string,
+  backend: string,
+  fetchDataset?: FetchDataset,
+): Promise<SweepPlan> {
   const spec = parseSweep(await readTextFile(file), file);
   const base = dirname(resolve(file));
   const near = (path: string) => resolve(base, path);
@@ -110,23 +119,22 @@ export async function planSweep(file: string, backend: string): Promise<SweepPla
     spec.eval.ppl === undefined
       ? null
       : { content: await readTextFile(near(spec.eval.ppl)), file: spec.eval.ppl };
-  const taskFiles: Record<string, string> = {};
-  for (const task of spec.eval.tasks) {
-    if (spec.eval.taskDir === undefined) break;
-    taskFiles[task] = await readFile(near(`${spec.eval.taskDir}/${task}.jsonl`), "utf8").catch(
-      () => "",
-    );
-  }
+  const { taskDir, limit } = spec.eval;
+  const tasks = await readTasks(spec.eval.tasks, {
+    ...(taskDir === undefined ? {} : { taskDir: near(taskDir) }),
+    ...(limit === undefined ? {} : { limit }),
+    ...(fetchDataset ? { fetchDataset } : {}),
+  });
   const calibration = spec.calibration
     ? { ...spec.calibration, file: near(spec.calibration.file) }
     : undefined;
   const calibrationText = calibration ? await readTextFile(calibration.file) : null;
   const { keep: _keep, models, recipes, ...settings } = spec;
   const measured = {
-    settings: settings.eval,
+    settings: withoutFolder(settings.eval),
     seed: spec.seed,
     text,
-    taskFiles,
+    questions: tasks.map(({ items }) => items),
     calibrationText,
     backend,
     version: VERSION,
@@ -176,15 +184,10 @@ export async function planSweep(file: string, backend: string): Promise<SweepPla
     for (const variant of variants) add(variant.name, variant.recipe);
   }
   return {
-    spec: {
-      ...spec,
-      eval: {
-        ...spec.eval,
-        ...(spec.eval.taskDir === undefined ? {} : { taskDir: near(spec.eval.taskDir) }),
-      },
-    },
+    spec,
     jobs,
     text,
+    tasks,
   };
 }
 
@@ -196,6 +199,11 @@ export function shortFlags(values: Record<string, unknown>): string[] {
     const alike = ends.filter((end) => end === last(path)).length > 1;
     return `${alike ? path : last(path)}=${value}`;
   });
+}
+
+/** Where questions lie does not decide a result; the questions are hashed by themselves. */
+function withoutFolder({ taskDir: _folder, ...rest }: SweepSpec["eval"]): unknown {
+  return rest;
 }
 
 /** Where the calibration text lies does not decide a result; what it says is hashed by itself. */

@@ -1,7 +1,8 @@
-import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { tinyFolder } from "../../test/support/tiny-folder.js";
 import { ModelError } from "../core/errors.js";
 import {
   failedRow,
@@ -14,6 +15,7 @@ import {
 import {
   combinations,
   parseSweep,
+  planSweep,
   type SweepJob,
   type SweepPlan,
   shortFlags,
@@ -42,6 +44,7 @@ const plan: SweepPlan = {
   spec: parseSweep(YAML, "s.yaml"),
   jobs,
   text: { content: "x", file: "t.txt" },
+  tasks: [],
 };
 const row = (job: SweepJob): SweepRow => ({
   id: job.id,
@@ -87,6 +90,40 @@ describe("parseSweep", () => {
     ["version: 1\nmodels: [m", /s\.yaml:/],
   ])("names the place of what is wrong in %j", (text, message) => {
     expect(() => parseSweep(text, "s.yaml")).toThrow(message);
+  });
+});
+
+describe("planSweep", () => {
+  const item = (answer: number) =>
+    `${JSON.stringify({ question: "q", choices: ["a", "b"], answer })}\n`;
+  const plans = async (at: string) =>
+    (await planSweep(join(at, "s.yaml"), "reference")).jobs.map(({ id }) => id);
+
+  it("names jobs by what decides them: questions count, where they lie does not", async () => {
+    const [here, there] = [join(folder, "here"), join(folder, "there")];
+    await tinyFolder(join(here, "m"));
+    await mkdir(join(here, "tasks"));
+    await writeFile(join(here, "tasks", "piqa.jsonl"), item(0) + item(1));
+    const yaml = (taskDir: string, limit = 2) =>
+      `version: 1\nmodels: [m]\nrecipes: [rtn-w4a16-g128]\neval: { tasks: [piqa], taskDir: ${taskDir}, limit: ${limit} }`;
+    await writeFile(join(here, "s.yaml"), yaml("tasks"));
+    const first = await plans(here);
+    expect(new Set(first).size).toBe(2);
+
+    await cp(here, there, { recursive: true });
+    await cp(join(here, "tasks"), join(there, "other"), { recursive: true });
+    await writeFile(join(there, "s.yaml"), yaml("other"));
+    expect(await plans(there)).toEqual(first);
+    await writeFile(join(there, "s.yaml"), yaml("other", 1));
+    expect(await plans(there)).not.toEqual(first);
+    await writeFile(join(here, "tasks", "piqa.jsonl"), item(1) + item(1));
+    expect(await plans(here)).not.toEqual(first);
+
+    // Before anything runs: a bad line, a file that is not there.
+    await writeFile(join(here, "tasks", "piqa.jsonl"), `${item(1)}{"question": "q"}\n`);
+    await expect(plans(here)).rejects.toThrow(/piqa\.jsonl:2/);
+    await rm(join(here, "tasks", "piqa.jsonl"));
+    await expect(plans(here)).rejects.toMatchObject({ code: "task-missing" });
   });
 });
 

@@ -11,7 +11,7 @@ import { nibbleHome } from "../core/home.js";
 import type { OnProgress } from "../core/progress.js";
 import { paretoChart, paretoFront } from "../eval/charts/pareto.js";
 import { compareText } from "../eval/compare.js";
-import { measureTasks, measureText, type TaskSummary } from "../eval/measure.js";
+import { measureTaskData, measureText, type TaskSummary } from "../eval/measure.js";
 import { emptyRecord } from "../eval/perplexity.js";
 import { figure, htmlPage, htmlTable } from "../eval/report-html.js";
 import { interval, markdownTable } from "../eval/report-markdown.js";
@@ -81,14 +81,14 @@ export async function keepResult(row: SweepRow, options: SweepOptions): Promise<
 
 /** Compresses and measures one job. @throws whatever compress and the measurements throw */
 export const runJob: RunJob = async (job, plan, options) => {
-  const { spec, text } = plan;
+  const { spec, text, tasks } = plan;
   const { output, cache: _cache, ...run } = options;
   const artifact = join(output, `${job.id.slice(0, 12)}`);
   let seconds = 0;
   if (job.recipe)
     ({ seconds } = await compress(job.model, job.recipe, { ...run, output: artifact }));
   const model = job.recipe ? artifact : job.model;
-  const { ctx, windows, tasks, taskDir, limit } = spec.eval;
+  const { ctx, windows } = spec.eval;
   const record = emptyRecord();
   const onText = text
     ? await measureText(model, text.content, {
@@ -100,14 +100,7 @@ export const runJob: RunJob = async (job, plan, options) => {
       })
     : null;
   const onTasks =
-    tasks.length > 0
-      ? await measureTasks(model, tasks, {
-          ...run,
-          seed: spec.seed,
-          ...(taskDir === undefined ? {} : { taskDir }),
-          ...(limit === undefined ? {} : { limit }),
-        })
-      : {};
+    tasks.length > 0 ? await measureTaskData(model, tasks, { ...run, seed: spec.seed }) : {};
   const { bytes, bitsPerWeight } = await inspectModel(model);
   if (job.recipe && !spec.keep) await rm(artifact, { recursive: true, force: true });
   return {

@@ -33,7 +33,7 @@ function planOf(test: string, count: number): SweepPlan {
     { length: count },
     (_, i): SweepJob => ({ id: `${test}-${i}`, model: "m", name: `${i}`, recipe: null }),
   );
-  return { spec, jobs, text: null };
+  return { spec, jobs, text: null, tasks: [] };
 }
 const rowOf = (job: SweepJob): SweepRow => ({
   ...failedRow(job, new Error()),

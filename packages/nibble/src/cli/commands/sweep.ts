@@ -43,7 +43,10 @@ export const sweep = defineVerb<Options>({
     const { selectBackend } = await import("../../kernels/select.js");
     const backend = await selectBackend(options.backend, (line) => output.log(line));
     const { variant } = await backend.status();
-    const plan = await planSweep(file, `${backend.id} ${variant ?? ""}`.trim());
+    const { fetchDatasetFile } = await import("../../hub/dataset.js");
+    const plan = await planSweep(file, `${backend.id} ${variant ?? ""}`.trim(), (dataset, name) =>
+      fetchDatasetFile(dataset, name, { signal }),
+    );
     const run = {
       output: options.output,
       backend: options.backend,
@@ -60,7 +63,8 @@ export const sweep = defineVerb<Options>({
             options.queue,
             { lockMs: options.queueLock * 1000 },
           );
-    const command = `nibble sweep ${file} -o ${options.output}`;
+    const chosen = options.backend === "auto" ? "" : ` --backend ${options.backend}`;
+    const command = `nibble sweep ${file}${chosen} -o ${options.output}`;
     const report = sweepReport(plan, rows, command);
     await writeFileAtomic(join(options.output, "sweep.json"), report.json);
     await writeFileAtomic(join(options.output, "sweep.md"), report.markdown);
