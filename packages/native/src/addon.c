@@ -369,7 +369,21 @@ static napi_value dispose(napi_env env, napi_callback_info info) {
   return NULL;
 }
 
-static void pack_part(void *arg, int thread) { nb_pack_rows(arg, thread); }
+/* Parts for every thread: one that is late leaves most of them to the others. */
+#define PACK_PARTS 4
+
+typedef struct {
+  nb_pack pack;
+  _Atomic int next; /* parts given out */
+} pack_job;
+
+static void pack_parts(void *arg, int thread) {
+  pack_job *job = arg;
+  (void)thread;
+  for (int part = atomic_fetch_add(&job->next, 1); part < job->pack.parts; part = atomic_fetch_add(&job->next, 1)) {
+    nb_pack_rows(&job->pack, part);
+  }
+}
 
 /* pack(engine, source, targetLine, width, k, n, first, rows, interleaved): see pack.h. */
 static napi_value pack(napi_env env, napi_callback_info info) {
@@ -388,13 +402,14 @@ static napi_value pack(napi_env env, napi_callback_info info) {
   for (int i = 0; i < 6; i++) {
     if (napi_get_value_int32(env, args[3 + i], &numbers[i]) != napi_ok) return fail(env, "usage", "sizes are integers");
   }
-  nb_pack p = {data, e->arena->base + (int64_t)line * LINE, numbers[0], numbers[5], e->threads,
-               numbers[1], numbers[2], numbers[3], numbers[4]};
-  if (!nb_pack_is_valid(&p) || (int64_t)line * LINE < CONTROL_BYTES || (int64_t)length < nb_pack_source_bytes(&p) ||
-      nb_pack_target_bytes(&p) > e->bytes - (int64_t)line * LINE) {
+  pack_job job = {.pack = {data, e->arena->base + (int64_t)line * LINE, numbers[0], numbers[5], e->threads * PACK_PARTS,
+                           numbers[1], numbers[2], numbers[3], numbers[4]}};
+  const nb_pack *p = &job.pack;
+  if (!nb_pack_is_valid(p) || (int64_t)line * LINE < CONTROL_BYTES || (int64_t)length < nb_pack_source_bytes(p) ||
+      nb_pack_target_bytes(p) > e->bytes - (int64_t)line * LINE) {
     return fail(env, "usage", "codes or panels do not fit");
   }
-  nb_team_call(e->team, pack_part, &p);
+  nb_team_share(e->team, pack_parts, &job);
   return NULL;
 }
 

@@ -62,9 +62,9 @@ int nb_pack_is_valid(const nb_pack *p) {
   return !p->interleaved || p->n % 32 == 0;
 }
 
-void nb_pack_rows(const nb_pack *p, int thread) {
+void nb_pack_rows(const nb_pack *p, int part) {
   const int64_t steps = (p->k + 31) / 32 * p->width, row_bytes = (p->k + 63) / 64 * 8 * p->width;
-  const int64_t from = p->rows * thread / p->threads, to = p->rows * (thread + 1) / p->threads;
+  const int64_t from = p->rows * part / p->parts, to = p->rows * (part + 1) / p->parts;
   for (int64_t r = from; r < to; r++) {
     const int64_t channel = p->first + r, half = p->n / 2;
     int64_t slot = channel;

@@ -9,7 +9,7 @@ typedef struct nb_pack {
   uint8_t *target;       /* the whole segment, n channels */
   int width;             /* 8, 4, 2 or 1 bits */
   int interleaved;       /* channels 0..n/2-1 are gate, the rest up; n is a multiple of 32 */
-  int threads;
+  int parts; /* pieces of work that the rows are cut into */
   int64_t k, n, first, rows; /* source row r is channel first + r of n */
 } nb_pack;
 
@@ -17,7 +17,7 @@ typedef struct nb_pack {
 int nb_pack_is_valid(const nb_pack *);
 int64_t nb_pack_source_bytes(const nb_pack *);
 int64_t nb_pack_target_bytes(const nb_pack *);
-/* The part of one thread. */
-void nb_pack_rows(const nb_pack *, int thread);
+/* One part. */
+void nb_pack_rows(const nb_pack *, int part);
 
 #endif

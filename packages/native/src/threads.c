@@ -371,6 +371,21 @@ static void start(nb_team *t, int active) {
   admit(t, 1, active);
 }
 
+/* One run or task on the threads that the pace allows. */
+static void measured(nb_team *t) {
+  if (t->threads == 1) {
+    start(t, 1);
+    work(t, 0);
+    return;
+  }
+  start(t, t->schedule ? decide(t, 0) : t->pace.active);
+  open_stretch(t, nb_now());
+  work(t, 0);
+  const int64_t now = nb_now();
+  close_stretch(t, now);
+  if (!t->schedule) decide(t, now);
+}
+
 int32_t nb_team_run(nb_team *t, const nb_program *p) {
   const int32_t *w = p->words;
   int32_t *status = (int32_t *)t->arena + STATUS_WORD;
@@ -388,15 +403,7 @@ int32_t nb_team_run(nb_team *t, const nb_program *p) {
     c->max_logit_rows = w[H_MAX_LOGIT_ROWS];
   }
   t->resume = w + w[H_CODE_START];
-  const int alone = t->threads == 1;
-  start(t, alone ? 1 : t->schedule ? decide(t, 0) : t->pace.active);
-  if (!alone) open_stretch(t, nb_now());
-  work(t, 0);
-  if (!alone) {
-    const int64_t now = nb_now();
-    close_stretch(t, now);
-    if (!t->schedule) decide(t, now);
-  }
+  measured(t);
   return *status;
 }
 
@@ -406,6 +413,13 @@ void nb_team_call(nb_team *t, void (*task)(void *, int), void *arg) {
   while (!all_parked(t)) sched_yield(); /* a task is cut into as many parts as there are threads */
   start(t, t->threads);
   work(t, 0);
+  t->task = NULL;
+}
+
+void nb_team_share(nb_team *t, void (*task)(void *, int), void *arg) {
+  t->task = task;
+  t->task_arg = arg;
+  measured(t);
   t->task = NULL;
 }
 

@@ -25,6 +25,8 @@ void nb_team_destroy(nb_team *);
 
 /* Runs `task(arg, thread)` on all threads (benches). */
 void nb_team_call(nb_team *, void (*task)(void *arg, int thread), void *arg);
+/* Runs it on as many threads as the machine has room for: a task that shares its work by itself. */
+void nb_team_share(nb_team *, void (*task)(void *arg, int thread), void *arg);
 
 /* Sleep until *word differs from `seen`; wake everybody who sleeps on it. */
 void nb_wait(_Atomic uint32_t *word, uint32_t seen);

@@ -26,6 +26,12 @@ static void op(nb_ctx *c, const int32_t *ins) {
 
 static void task(void *arg, int thread) { ((int64_t(*)[8])arg)[thread][0]++; }
 
+static _Atomic int shared;
+static void share(void *arg, int thread) {
+  (void)arg, (void)thread;
+  for (int i = shared++; i < PIECES; i = shared++) done[i][0]++;
+}
+
 int main(void) {
   static const int32_t schedules[][8] = {{4, 1, 3, 2, 4, 4, 1, 2}, {1, 4, 1, 4, 1, 4, 1, 4}, {4, 4, 4, 4, 4, 4, 4, 4},
                                          {3, 4, 2, 1, 4, 1, 1, 4}, {0}};
@@ -49,12 +55,14 @@ int main(void) {
       if (i % 7) continue;
       nb_team_call(team, task, done);
       tasks++;
+      shared = 0;
+      nb_team_share(team, share, NULL);
     }
     nb_team_destroy(team);
   }
   free(arena);
   for (int i = 0; i < PIECES; i++) {
-    const int64_t expected = runs * OPS * 2 + (i < THREADS ? tasks : 0);
+    const int64_t expected = runs * OPS * 2 + tasks + (i < THREADS ? tasks : 0);
     if (done[i][0] == expected) continue;
     printf("piece %d was done %lld times, expected %lld\n", i, (long long)done[i][0], (long long)expected);
     return 1;
