@@ -23,6 +23,10 @@ const { values: flags, positionals } = parseArgs({
     ctx: { type: "string", default: "2048" },
     windows: { type: "string", default: "4" },
     passkey: { type: "string", default: "1024,2048,4096" },
+    "passkey-depths": { type: "string", default: "0,0.25,0.5,0.75,1" },
+    "passkey-trials": { type: "string", default: "5" },
+    /** f32 or i8: what meets the weights while pass keys are looked for; i8 is several times faster and an approximation. */
+    "passkey-activations": { type: "string", default: "f32" },
     depths: { type: "string", default: "512,4096,8192" },
     decode: { type: "string", default: "32" },
     rounds: { type: "string", default: "3" },
@@ -38,23 +42,26 @@ if (!model || !text) {
 }
 
 /** Presets that need a calibration file, and what --kv gets for each row that is no preset. */
-const CALIBRATED = ["kvquant-nuq3-1", "qaq"];
+const CALIBRATED = ["kvquant-nuq3-1", "qaq", "qaq, window 5"];
 const token = (bits, hadamard) => ({
   k: { codec: `int${bits}-token`, hadamard },
   v: { codec: `int${bits}-token` },
 });
+const kept = (retention) => ({ k: { codec: "fp16" }, v: { codec: "fp16" }, retention });
 const EXTRA = {
   "int4, not rotated": token(4, false),
-  "window 1024, no sinks": {
-    k: { codec: "fp16" },
-    v: { codec: "fp16" },
-    retention: { type: "window", sinks: 0, recent: 1024 },
-  },
+  "window 1024, no sinks": kept({ type: "window", sinks: 0, recent: 1024 }),
+  // H2O without heavy hitters is a window whose size is a share of the prompt, as the budgets of h2o-20 and keyformer-50.
+  "window 20 %": kept({ type: "h2o", heavy: 0, recent: 0.2 }),
+  "window 50 %": kept({ type: "h2o", heavy: 0, recent: 0.5 }),
+  "qaq, window 5": { k: { codec: "qaq" }, v: { codec: "qaq" } },
 };
 const DEFAULT = [
+  "fp32",
   "fp16",
   "quarot-kv8",
   "quarot-kv4",
+  "quarot-kv4-paper",
   "int4, not rotated",
   "kivi4",
   "kivi2",
@@ -64,7 +71,9 @@ const DEFAULT = [
   "streaming",
   "window 1024, no sinks",
   "h2o-20",
+  "window 20 %",
   "keyformer-50",
+  "window 50 %",
 ];
 const names = flags.presets?.split(",") ?? DEFAULT;
 const list = (flag) => flag.split(",").map(Number);
@@ -79,6 +88,9 @@ const settings = {
   ctx: Number(flags.ctx),
   windows: Number(flags.windows),
   passkey: list(flags.passkey),
+  passkeyDepths: list(flags["passkey-depths"]),
+  passkeyTrials: Number(flags["passkey-trials"]),
+  passkeyActivations: flags["passkey-activations"],
   depths: list(flags.depths),
   size: Number(flags.size),
   threads: Number(flags.threads),
@@ -121,11 +133,12 @@ function save() {
 function cacheFlags(name) {
   const kv = ["--kv", Object.hasOwn(EXTRA, name) ? JSON.stringify(EXTRA[name]) : name];
   if (!CALIBRATED.includes(name)) return kv;
-  const file = `${out}.${name}.safetensors`;
+  const preset = name.split(",")[0];
+  const file = `${out}.${preset}.safetensors`;
   if (!existsSync(file)) {
     console.error(`${name}: calibrating`);
     const made = nibble(
-      ...["calibrate-kv", model, "--preset", name, "-o", file],
+      ...["calibrate-kv", model, "--preset", preset, "-o", file],
       ...["--samples", flags["calibration-samples"], "--seqlen", flags["calibration-seqlen"]],
       ...(flags.calibration ? ["--calibration", flags.calibration] : []),
       ...["--threads", flags.threads],
@@ -142,7 +155,13 @@ const PARTS = {
       ...["--threads", flags.threads, ...cache],
     ),
   passkey: (cache) =>
-    nibble(...["eval", model, "--passkey", flags.passkey, "--threads", flags.threads, ...cache]),
+    nibble(
+      ...["eval", model, "--passkey", flags.passkey, "--threads", flags.threads, ...cache],
+      ...["--passkey-depths", flags["passkey-depths"], "--passkey-trials", flags["passkey-trials"]],
+      ...(flags["passkey-activations"] === "f32"
+        ? []
+        : ["--activations", flags["passkey-activations"]]),
+    ),
   decode: (cache) =>
     Object.fromEntries(
       list(flags.depths).map((depth) => [
@@ -169,10 +188,11 @@ async function measureSize([, kv, , calibration]) {
   });
   try {
     const { config } = opened.model;
+    const { cache } = opened.runner;
     const ids = opened.tokenizer.encode(readFileSync(text, "utf8")).slice(0, settings.size);
-    await opened.runner.prefill(0, ids, 0, { logits: false });
-    const cacheBytes =
-      opened.runner.cache?.bytes().total ?? library.kvBytes(opened.kv, config, ids.length);
+    // Bytes of the packed tier follow from the recipe; those of a managed cache depend on the text.
+    if (cache) await opened.runner.prefill(0, ids, 0, { logits: false });
+    const cacheBytes = cache?.bytes().total ?? library.kvBytes(opened.kv, config, ids.length);
     const elements =
       2 * ids.length * config.numHiddenLayers * config.numKeyValueHeads * config.headDim;
     return { tokens: ids.length, cacheBytes, bitsPerElement: (8 * cacheBytes) / elements };

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { FakeRunner, fakeEncode, fakeLogits, fakeOpened } from "../../test/support/fake-model.js";
+import { Runner } from "../runtime/runner.js";
 import { generateBatch, greedy } from "./batch-generate.js";
 import { evaluateGeneration, gsm8k, parseGenerationItems, vote } from "./generation-task.js";
 import { evaluatePasskey, passkeyChart, passkeyPrompt } from "./passkey.js";
@@ -100,5 +101,52 @@ describe("passkey", () => {
     expect(result.trials).toBe(8);
     expect(passkeyChart(result, "m")).toMatch(/^<svg/);
     await expect(evaluatePasskey(model, { lengths: [900] })).rejects.toThrow(/not within the 800/);
+  });
+  it("prompts of caches that run them as a whole are answered one by one, up to the first wrong token", async () => {
+    // Reads the number unless it stands in the first half of the text; says the second half of late numbers wrongly.
+    const text: number[] = [];
+    let [prompts, steps] = [0, 0];
+    const letters = (ids: ArrayLike<number>) => String.fromCharCode(...Array.from(ids));
+    const runner: Runner = Object.create(Runner.prototype, {
+      prefillsAlone: { value: true },
+      model: { value: { maxContext: 800 } },
+      tables: { value: { sequences: 1, reserve() {}, truncate: () => text.splice(0) } },
+      prefill: {
+        value: async (_: number, ids: number[]) => {
+          prompts++;
+          text.push(...ids);
+        },
+      },
+      step: {
+        value: async ({ tokens }: { tokens: number[] }) => {
+          steps++;
+          text.push(...tokens);
+        },
+      },
+      logits: {
+        value: () => {
+          const all = letters(text);
+          const hidden = all.search(/[0-9]{5}/);
+          const said = all.slice(all.lastIndexOf(" is") + 3);
+          const key = all.slice(hidden, hidden + 5);
+          const right =
+            hidden > 0.3 * all.length && !(hidden > 0.8 * all.length && said.length > 3);
+          const logits = new Float32Array(200);
+          logits[right ? ` ${key}`.charCodeAt(said.length) : 63] = 1;
+          return logits;
+        },
+      },
+    });
+    const opened = { ...fakeOpened(new FakeRunner({ maxContext: 800 })), runner };
+    const result = await evaluatePasskey(opened, {
+      lengths: [700],
+      depths: [0, 0.5, 1],
+      trials: 2,
+    });
+    expect(result.cells.map(({ accuracy }) => accuracy)).toEqual([0, 1, 0]);
+    expect(prompts).toBe(6);
+    // The first trials end at once, the next say six tokens, the last four and a wrong one.
+    expect(steps).toBe(2 * (0 + 5 + 4));
+    expect(text).toEqual([]);
   });
 });

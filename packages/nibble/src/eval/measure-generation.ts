@@ -82,6 +82,7 @@ export async function measureGeneration(
 
 export interface PasskeyMeasureOptions extends MeasureOptions {
   lengths: number[];
+  depths?: number[];
   trials?: number;
   seed?: number;
 }
@@ -91,12 +92,13 @@ export async function measurePasskey(
   model: string,
   options: PasskeyMeasureOptions,
 ): Promise<PasskeyResult> {
-  const { lengths, trials, seed, onProgress, signal } = options;
+  const { lengths, depths, trials, seed, onProgress, signal } = options;
   const own = { maxContext: Math.max(...lengths), sequences: 4 };
   const opened = await openModel(model, openOptions(options, own));
   try {
     return await evaluatePasskey(opened, {
       lengths,
+      ...(depths === undefined ? {} : { depths }),
       ...(trials === undefined ? {} : { trials }),
       ...(seed === undefined ? {} : { seed }),
       ...(signal ? { signal } : {}),

@@ -2,9 +2,12 @@
  * Passkey retrieval (Mohtashami and Jaggi, "Landmark Attention", arXiv:2305.16300): a number is hidden at some depth of a
  * long text without meaning, and asked for at the end. Tells what a quantized cache, or a retention policy, still finds.
  * A trial counts when every token of the number is the model's first guess, that is, when greedy decoding gives it.
+ * Prompts run as the cache recipe says (`prefill`): where they see each other exactly, compression comes after the question.
  */
 import { UsageError } from "../core/errors.js";
 import { Philox } from "../core/rng.js";
+import { Runner } from "../runtime/runner.js";
+import { argmax } from "../runtime/sampler.js";
 import { type Alternative, scoreGroups } from "./batch-score.js";
 import { type Heatmap, heatmap } from "./charts/heatmap.js";
 import { encodePair, type ScoringModel } from "./zero-shot.js";
@@ -106,20 +109,55 @@ export async function evaluatePasskey(
       }
     }
   }
-  let done = 0;
-  const { groups: scores } = await scoreGroups(model.runner, groups, {
-    onGroup: () => options.onTrial?.(++done, groups.length),
-    ...(options.signal ? { signal: options.signal } : {}),
-  });
+  const found = await findKeys(model, groups, options);
   for (const [c, cell] of cells.entries()) {
-    const found = scores.slice(c * trials, (c + 1) * trials).filter(([s]) => s?.greedy);
-    cell.accuracy = found.length / trials;
+    cell.accuracy = found.slice(c * trials, (c + 1) * trials).filter(Boolean).length / trials;
   }
   return {
     accuracy: cells.reduce((sum, c) => sum + c.accuracy, 0) / cells.length,
     trials: groups.length,
     cells,
   };
+}
+
+/** Whether greedy decoding gives the number of each trial. */
+async function findKeys(
+  { runner }: ScoringModel,
+  groups: Alternative[][],
+  { onTrial, signal }: PasskeyOptions,
+): Promise<boolean[]> {
+  let done = 0;
+  if (runner instanceof Runner && runner.prefillsAlone) {
+    const found: boolean[] = [];
+    for (const [trial] of groups) {
+      found.push(trial !== undefined && (await answers(runner, trial, signal)));
+      onTrial?.(++done, groups.length);
+    }
+    runner.tables.truncate(0, 0);
+    return found;
+  }
+  const { groups: scores } = await scoreGroups(runner, groups, {
+    onGroup: () => onTrial?.(++done, groups.length),
+    ...(signal ? { signal } : {}),
+  });
+  return scores.map(([score]) => score?.greedy === true);
+}
+
+/** One trial alone: the prompt at once, the answer token by token until it differs. */
+async function answers(
+  runner: Runner,
+  { ids, from }: Alternative,
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
+  runner.tables.truncate(0, 0);
+  await runner.prefill(0, ids.slice(0, from), 0, { logits: true, signal });
+  for (let position = from; ; position++) {
+    const token = ids[position] as number;
+    if (argmax(runner.logits(0)) !== token) return false;
+    if (position + 1 === ids.length) return true;
+    runner.tables.reserve(0, position + 1);
+    await runner.step({ tokens: [token], positions: [position], sequences: [0] }, [0]);
+  }
 }
 
 /** The picture: depth against length. */

@@ -68,6 +68,8 @@ export interface OpenedModel {
   readonly tokenizer: Tokenizer | null;
   readonly kv: KvRecipe;
   readonly times: OpenTimes;
+  /** What the codecs of the cache learned, when they did. */
+  readonly kvCalibration: KvCalibration | null;
   close(): Promise<void>;
 }
 
@@ -140,6 +142,7 @@ export async function openLoaded(source: Model, options: OpenOptions = {}): Prom
       weightsSeconds: (placed - chosen) / 1000,
       tokenizerSeconds: (tokenized - placed) / 1000,
     },
+    kvCalibration: options.kvCalibration ?? null,
     close: () => runner.dispose(),
   };
 }

@@ -111,6 +111,11 @@ it("greedy answers go on over managed caches as if the session had never ended",
     expect(await second.loadCache(path)).toBe(kept);
     expect([kv, await drain(second, prompt, greedy)]).toEqual([kv, expected]);
     expect(second.summary?.reusedTokens).toBe(kept);
+    // Codes mean something else under other tables.
+    const other = await open({ kv, kvCalibration: { ...kvCalibration, sha256: "f".repeat(64) } });
+    await expect(createSession(other).loadCache(path)).rejects.toMatchObject({
+      code: "prompt-cache-kv",
+    });
   }
 });
 

@@ -21,7 +21,7 @@ const DIGEST = 32;
 const headerSchema = z.strictObject({
   /** SHA-256 of the model's source, or of the artifact's description. */
   model: z.string().regex(/^[0-9a-f]{64}$/),
-  /** The resolved cache recipe as JSON text. */
+  /** The resolved cache recipe as JSON text, with the hash of its calibration in place of a path. */
   kv: z.string(),
   tokens: z
     .number()
@@ -44,7 +44,7 @@ export async function promptCacheFile(
   const header = new TextEncoder().encode(
     JSON.stringify({
       model: await fingerprint(opened),
-      kv: JSON.stringify(opened.kv),
+      kv: cacheOf(opened),
       tokens: tokens.length,
       bytes: bytes.length,
     } satisfies z.infer<typeof headerSchema>),
@@ -97,9 +97,9 @@ export async function readPromptCache(
       "prompt-cache-model",
     );
   }
-  if (header.kv !== JSON.stringify(opened.kv)) {
+  if (header.kv !== cacheOf(opened)) {
     throw new ModelError(
-      `was written with the cache ${header.kv}, the model is open with ${JSON.stringify(opened.kv)}`,
+      `was written with the cache ${header.kv}, the model is open with ${cacheOf(opened)}`,
       { place, hint: "Use the same --kv, or delete the file." },
       "prompt-cache-kv",
     );
@@ -125,6 +125,15 @@ export async function readPromptCache(
   const bytes = body.subarray(FIXED + headerBytes + header.tokens * 4);
   opened.image.check(bytes, header.tokens);
   return { tokens, bytes };
+}
+
+/** Everything that says what the bytes of a cache mean. */
+function cacheOf({ kv, kvCalibration }: OpenedModel): string {
+  const { calibration: _, ...recipe } = kv;
+  return JSON.stringify({
+    ...recipe,
+    ...(kvCalibration ? { calibration: kvCalibration.sha256 } : {}),
+  });
 }
 
 function parseHeader(bytes: Uint8Array, damaged: (message: string) => FormatError) {

@@ -10,6 +10,7 @@ import {
   engineOptions,
   integer,
   kvOption,
+  number,
   parseKv,
 } from "../options.js";
 import { table } from "../output.js";
@@ -27,6 +28,8 @@ interface Options extends EngineFlags {
   fewShotFile?: string;
   votes?: number;
   passkey?: number[];
+  passkeyDepths?: number[];
+  passkeyTrials?: number;
   seed: number;
   reference?: string;
   kv?: string;
@@ -79,6 +82,16 @@ export const evaluate = defineVerb<Options>({
         "--passkey <lengths>",
         "hide a number in texts of these lengths and ask for it",
         (text: string) => commaList("--passkey")(text).map(integer("--passkey", 64)),
+      )
+      .option(
+        "--passkey-depths <list>",
+        "where the number stands, 0 (beginning) to 1 (end) (default: 0,0.25,0.5,0.75,1)",
+        (text: string) => commaList("--passkey-depths")(text).map(number("--passkey-depths", 0, 1)),
+      )
+      .option(
+        "--passkey-trials <n>",
+        "numbers hidden at each length and depth (default: 5)",
+        integer("--passkey-trials", 1),
       )
       .option("--seed <n>", "seed of examples and trials", integer("--seed", 0, 2 ** 32 - 1), 0)
       .option(
@@ -148,7 +161,12 @@ export const evaluate = defineVerb<Options>({
     const onPasskey =
       options.passkey === undefined
         ? undefined
-        : await measurePasskey(model, { ...shared, lengths: options.passkey, seed });
+        : await measurePasskey(model, {
+            ...shared,
+            lengths: options.passkey,
+            seed,
+            ...defined({ depths: options.passkeyDepths, trials: options.passkeyTrials }),
+          });
     // Times differ from run to run: they are told, and kept out of the result, which does not.
     if (onText) output.log(`text: ${onText.tokensPerSecond.toFixed(0)} tokens/s`);
     for (const [id, task] of Object.entries(onTasks ?? {}))
