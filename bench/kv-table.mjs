@@ -42,19 +42,21 @@ if (!model || !text) {
 }
 
 /** Presets that need a calibration file, and what --kv gets for each row that is no preset. */
-const CALIBRATED = ["kvquant-nuq3-1", "qaq", "qaq, window 5"];
+const CALIBRATED = ["kvquant-nuq3-1", "qaq", "qaq window 5"];
 const token = (bits, hadamard) => ({
   k: { codec: `int${bits}-token`, hadamard },
   v: { codec: `int${bits}-token` },
 });
 const kept = (retention) => ({ k: { codec: "fp16" }, v: { codec: "fp16" }, retention });
 const EXTRA = {
-  "int4, not rotated": token(4, false),
-  "window 1024, no sinks": kept({ type: "window", sinks: 0, recent: 1024 }),
+  "int4 not rotated": token(4, false),
+  // Without sinks: as many tokens as streaming, and as h2o-20 keeps of 2048.
+  "window 1024": kept({ type: "window", sinks: 0, recent: 1024 }),
+  "window 408": kept({ type: "window", sinks: 0, recent: 408 }),
   // H2O without heavy hitters is a window whose size is a share of the prompt, as the budgets of h2o-20 and keyformer-50.
   "window 20 %": kept({ type: "h2o", heavy: 0, recent: 0.2 }),
   "window 50 %": kept({ type: "h2o", heavy: 0, recent: 0.5 }),
-  "qaq, window 5": { k: { codec: "qaq" }, v: { codec: "qaq" } },
+  "qaq window 5": { k: { codec: "qaq" }, v: { codec: "qaq" } },
 };
 const DEFAULT = [
   "fp32",
@@ -62,14 +64,15 @@ const DEFAULT = [
   "quarot-kv8",
   "quarot-kv4",
   "quarot-kv4-paper",
-  "int4, not rotated",
+  "int4 not rotated",
   "kivi4",
   "kivi2",
   "gear-kivi2",
   "kvquant-nuq3-1",
   "qaq",
   "streaming",
-  "window 1024, no sinks",
+  "window 1024",
+  "window 408",
   "h2o-20",
   "window 20 %",
   "keyformer-50",
@@ -133,7 +136,7 @@ function save() {
 function cacheFlags(name) {
   const kv = ["--kv", Object.hasOwn(EXTRA, name) ? JSON.stringify(EXTRA[name]) : name];
   if (!CALIBRATED.includes(name)) return kv;
-  const preset = name.split(",")[0];
+  const preset = name.split(" ")[0];
   const file = `${out}.${preset}.safetensors`;
   if (!existsSync(file)) {
     console.error(`${name}: calibrating`);
