@@ -25,8 +25,8 @@ const { values: flags, positionals } = parseArgs({
     passkey: { type: "string", default: "1024,2048,4096" },
     "passkey-depths": { type: "string", default: "0,0.25,0.5,0.75,1" },
     "passkey-trials": { type: "string", default: "5" },
-    /** f32 or i8: what meets the weights while pass keys are looked for; i8 is several times faster and an approximation. */
-    "passkey-activations": { type: "string", default: "f32" },
+    /** f32 or i8: what meets the weights in perplexity and pass keys; i8 is several times faster and an approximation. */
+    activations: { type: "string", default: "f32" },
     depths: { type: "string", default: "512,4096,8192" },
     decode: { type: "string", default: "32" },
     rounds: { type: "string", default: "3" },
@@ -93,7 +93,7 @@ const settings = {
   passkey: list(flags.passkey),
   passkeyDepths: list(flags["passkey-depths"]),
   passkeyTrials: Number(flags["passkey-trials"]),
-  passkeyActivations: flags["passkey-activations"],
+  activations: flags.activations,
   depths: list(flags.depths),
   size: Number(flags.size),
   threads: Number(flags.threads),
@@ -151,19 +151,18 @@ function cacheFlags(name) {
   return [...kv, "--kv-calibration", file];
 }
 
+const activations = flags.activations === "f32" ? [] : ["--activations", flags.activations];
 const PARTS = {
   perplexity: (cache) =>
     nibble(
       ...["eval", model, "--ppl", text, "--ctx", flags.ctx, "--windows", flags.windows],
-      ...["--threads", flags.threads, ...cache],
+      ...["--threads", flags.threads, ...cache, ...activations],
     ),
   passkey: (cache) =>
     nibble(
       ...["eval", model, "--passkey", flags.passkey, "--threads", flags.threads, ...cache],
       ...["--passkey-depths", flags["passkey-depths"], "--passkey-trials", flags["passkey-trials"]],
-      ...(flags["passkey-activations"] === "f32"
-        ? []
-        : ["--activations", flags["passkey-activations"]]),
+      ...activations,
     ),
   decode: (cache) =>
     Object.fromEntries(
@@ -264,7 +263,7 @@ function markdown() {
   ]);
   const line = (cells) => `| ${cells.join(" | ")} |`;
   return [
-    `${settings.threads} threads, ${cpus()[0]?.model.trim() ?? "unknown processor"}, Node ${process.version}.`,
+    `Activations ${settings.activations}, ${settings.threads} threads, ${cpus()[0]?.model.trim() ?? "unknown processor"}, Node ${process.version}.`,
     "",
     line(head),
     line(head.map((_, i) => (i === 0 ? "---" : "---:"))),
