@@ -56,6 +56,10 @@ const EXTRA = {
   // H2O without heavy hitters is a window whose size is a share of the prompt, as the budgets of h2o-20 and keyformer-50.
   "window 20 %": kept({ type: "h2o", heavy: 0, recent: 0.2 }),
   "window 50 %": kept({ type: "h2o", heavy: 0, recent: 0.5 }),
+  "qaq qNorm 300": {
+    k: { codec: "qaq", window: 33, qNorm: 300 },
+    v: { codec: "qaq", window: 33, qNorm: 300 },
+  },
   "qaq window 5": { k: { codec: "qaq" }, v: { codec: "qaq" } },
 };
 const DEFAULT = [
