@@ -156,3 +156,19 @@ it("rows that do not follow the sequence are refused", async () => {
     runner.step({ tokens: [1], positions: [3], sequences: [0] }, []),
   ).rejects.toMatchObject({ code: "usage" });
 });
+
+it("a draft that nobody kept can be cut off like other rows", async () => {
+  const kv: KvRecipe = { ...plain("fp16"), sinks: 2 };
+  const logits = async (drafted: boolean) => {
+    const { runner } = await open(kv);
+    await runner.prefill(0, ids(40), 0, { logits: false });
+    if (drafted) {
+      const rows = { tokens: [1, 2, 3], positions: [40, 41, 42], sequences: [0, 0, 0] };
+      await runner.step({ ...rows, drafts: new Set([0]) }, [2]);
+      runner.tables.truncate(0, 40);
+    }
+    await runner.step({ tokens: [5], positions: [40], sequences: [0] }, [0]);
+    return runner.logits(0).slice();
+  };
+  expect(await logits(true)).toEqual(await logits(false));
+});

@@ -158,6 +158,59 @@ it("refuses files of other models, recipes and sizes, and leaves the session as 
   await expect(session.loadCache(join(folder, "missing"))).rejects.toThrow(NibbleError);
 });
 
+it("refuses files written with another calibration, or with activations of another kind", async () => {
+  const config = { maxPositionEmbeddings: 320, headDim: 32 };
+  const kvquant = { codec: "kvquant", bits: 3, group: 8 };
+  const kv = { k: kvquant, v: kvquant };
+  const calibrated = async (seed: number) => {
+    const output = join(folder, `calibration-${seed}`);
+    await calibrateKv(tinyModel(config), {
+      ...{ kv, output, file: null, samples: 1, seqlen: 24, seed },
+      ...{ backend: "reference", threads: 1 },
+    });
+    return readKvCalibration(bufferSource(await readFile(output), "kv"), tinyModel(config).config);
+  };
+  const [one, other] = [await calibrated(0), await calibrated(1)];
+  const path = join(folder, "calibrated");
+  const session = createSession(await open({ kv, kvCalibration: one }));
+  await answer(session, PROMPT.slice(0, 40), 1);
+  await session.saveCache(path);
+  // The same file from another place is the same calibration.
+  const moved = { ...kv, calibration: "elsewhere.safetensors" };
+  await createSession(await open({ kv: moved, kvCalibration: one })).loadCache(path);
+  const code = (text: string) => expect.objectContaining({ code: text });
+  const wrong = createSession(await open({ kv, kvCalibration: other }));
+  await expect(wrong.loadCache(path)).rejects.toThrow(code("prompt-cache-kv"));
+  const coarse = createSession(await open({ kv, kvCalibration: one, activations: "i8" }));
+  await expect(coarse.loadCache(path)).rejects.toThrow(code("prompt-cache-model"));
+});
+
+it("a forged managed cache is refused for what it decodes to", async () => {
+  const plane = { codec: "qaq", qNorm: 300, window: 5 };
+  const { image, ...model } = await open({ kv: { k: plane, v: plane } });
+  const slots = 60;
+  await model.runner.prefill(0, PROMPT.slice(0, slots), 0, { logits: false });
+  const good = image.save(0, slots);
+  image.check(good, slots);
+  const forged = (change: (view: DataView) => void) => {
+    const bytes = good.slice();
+    change(new DataView(bytes.buffer));
+    return () => image.check(bytes, slots);
+  };
+  const view = new DataView(good.buffer);
+  // Prompt length, five sizes, positions; then the exact rows, each behind its length.
+  const sealed = view.getInt32(4 + 12, true);
+  const rows = 4 + 20 + 4 * slots;
+  const rowBytes = view.getInt32(rows, true);
+  const group = rows + (slots - sealed) * (4 + rowBytes) + 8;
+  expect([sealed, view.getInt32(group - 8, true)]).toEqual([32, 1]);
+  const format = expect.objectContaining({ code: "format" });
+  expect(forged((v) => v.setFloat32(rows + 4, Number.NaN, true))).toThrow(format);
+  // The width of the first token, in bits; its centre.
+  expect(forged((v) => v.setUint8(group, 30))).toThrow(format);
+  expect(forged((v) => v.setUint16(group + 32, 0x7c00, true))).toThrow(format);
+});
+
 it("damaged and hostile files give typed errors only", async () => {
   const model = await open({ kv: "quarot-kv4" });
   const session = createSession(model);

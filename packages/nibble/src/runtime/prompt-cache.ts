@@ -3,7 +3,8 @@
  *
  *   "NIBBLEPC" | u32 version | u32 header bytes | header (JSON) | tokens i32 [n] | cache bytes | SHA-256 of all before
  *
- * little endian. The header names the model by hash, the resolved cache recipe and the sizes. All of it is checked before
+ * little endian. The header names the model and the calibration of the cache by hash, the resolved cache recipe, how
+ * activations are quantized, and the sizes. All of it is checked before
  * anything is touched, and sizes against the file before anything is allocated.
  */
 import { z } from "zod";
@@ -23,6 +24,8 @@ const headerSchema = z.strictObject({
   model: z.string().regex(/^[0-9a-f]{64}$/),
   /** The resolved cache recipe as JSON text, with the hash of its calibration in place of a path. */
   kv: z.string(),
+  /** How the inputs of linears are quantized while the model runs, as JSON text. */
+  activations: z.string(),
   tokens: z
     .number()
     .int()
@@ -45,6 +48,7 @@ export async function promptCacheFile(
     JSON.stringify({
       model: await fingerprint(opened),
       kv: cacheOf(opened),
+      activations: JSON.stringify(opened.model.activations),
       tokens: tokens.length,
       bytes: bytes.length,
     } satisfies z.infer<typeof headerSchema>),
@@ -104,6 +108,13 @@ export async function readPromptCache(
       "prompt-cache-kv",
     );
   }
+  if (header.activations !== JSON.stringify(opened.model.activations)) {
+    throw new ModelError(
+      "was written by a run that quantized its activations in another way",
+      { place, hint: "Use the same --activations, or delete the file." },
+      "prompt-cache-model",
+    );
+  }
   if (header.tokens > opened.compiled.maxContext) {
     throw new ResourceError(
       `holds ${header.tokens} tokens, the context ${opened.compiled.maxContext}`,
@@ -148,7 +159,7 @@ function parseHeader(bytes: Uint8Array, damaged: (message: string) => FormatErro
   return header.data;
 }
 
-/** What keys and values depend on besides tokens and cache recipe. */
+/** What keys and values depend on besides tokens, cache recipe and its calibration, and activations. */
 async function fingerprint({ model }: OpenedModel): Promise<string> {
   return model.source.artifact ?? (await model.source.sha256());
 }

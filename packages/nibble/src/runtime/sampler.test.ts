@@ -115,3 +115,14 @@ describe("sampler", () => {
     expect(argmax(Float32Array.of(-Infinity, -5, -5))).toBe(1);
   });
 });
+
+it("logits that are no numbers are an error, not token 0", () => {
+  const broken = () => new Float32Array(8).fill(Number.NaN);
+  const numeric = expect.objectContaining({ code: "numeric" });
+  for (const options of [{}, { temperature: 1 }, { temperature: 1, topK: 3 }]) {
+    const sampler = new Sampler(options);
+    expect(() => sampler.next(broken(), [])).toThrow(numeric);
+    expect(() => sampler.distribution(broken(), [])).toThrow(numeric);
+  }
+  expect(new Sampler().next(Float32Array.of(Number.NEGATIVE_INFINITY, -5, Number.NaN), [])).toBe(1);
+});

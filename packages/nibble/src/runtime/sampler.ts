@@ -2,7 +2,7 @@
  * Picks the next token from logits: repetition penalty, temperature, top-k, top-p, min-p, in the order of the
  * transformers library. Deterministic: the draw is a counter-based random number of (seed, step).
  */
-import { UsageError } from "../core/errors.js";
+import { NumericError, UsageError } from "../core/errors.js";
 import { Philox } from "../core/rng.js";
 
 export interface SamplingOptions {
@@ -53,6 +53,20 @@ export function argmax(values: Float32Array): number {
   return best;
 }
 
+/**
+ * Index of the largest logit.
+ * @throws NumericError when no logit is a finite number: any token would be an answer that the model did not give
+ */
+function likeliest(logits: Float32Array): number {
+  const best = argmax(logits);
+  if (!Number.isFinite(logits[best])) {
+    throw new NumericError("the logits are not finite", {
+      hint: "The model's weights, its cache or its quantization overflow; try more bits or another backend.",
+    });
+  }
+  return best;
+}
+
 export class Sampler {
   readonly #options: Required<SamplingOptions>;
   #step = 0;
@@ -83,7 +97,7 @@ export class Sampler {
     const { temperature, repetitionPenalty } = this.#options;
     const step = this.#step++;
     if (repetitionPenalty !== 1) penalize(logits, seen, repetitionPenalty);
-    if (temperature === 0) return argmax(logits);
+    if (temperature === 0) return likeliest(logits);
     const u = new Philox(this.#options.seed, "sampler", step).uniform();
     return this.#draw(logits, u);
   }
@@ -97,7 +111,7 @@ export class Sampler {
     if (repetitionPenalty !== 1) penalize(logits, seen, repetitionPenalty);
     const out = new Float64Array(logits.length);
     if (temperature === 0) {
-      out[argmax(logits)] = 1;
+      out[likeliest(logits)] = 1;
       return out;
     }
     const { weights, kept, mass } = this.#weights(logits);
@@ -126,7 +140,7 @@ export class Sampler {
   /** Weights relative to the likeliest token, the tokens that survive the filters (null: all) and their sum. */
   #weights(logits: Float32Array) {
     const { temperature, topK, topP, minP } = this.#options;
-    const best = argmax(logits);
+    const best = likeliest(logits);
     const max = logits[best] as number;
     const weights = new Float64Array(logits.length);
     let total = 0;

@@ -7,7 +7,7 @@
  * side. `rule: "repo"` is the official code (one bit fewer and about twice the error of `rule: "paper"`).
  */
 import { z } from "zod";
-import { RecipeError } from "../../core/errors.js";
+import { FormatError, RecipeError } from "../../core/errors.js";
 import {
   type CodecCaps,
   defineKvCodec,
@@ -162,7 +162,7 @@ class QaqPlane implements PlaneCodec {
   }
 
   decode(src: Uint8Array, variable: Uint8Array | null, n: number, out: Float32Array): void {
-    if (!variable) throw new Error("a qaq group always has a variable part");
+    if (!variable) throw new FormatError("a qaq group without its variable part");
     const d = this.#d;
     const levels = this.#levels;
     let at = 0;
@@ -173,6 +173,7 @@ class QaqPlane implements PlaneCodec {
         out.fill(centre, t * d, (t + 1) * d);
         continue;
       }
+      if (bits > 4) throw new FormatError(`a token of qaq has ${bits} bits, there are at most 4`);
       const scale = readHalf(src, GROUP + 4 * t + 2);
       const count = 1 << bits;
       for (let j = 0; j < count; j++) levels[j] = (j - count / 2) * scale + centre;

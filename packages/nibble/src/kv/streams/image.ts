@@ -62,8 +62,11 @@ export class ByteReader {
     this.#at += count;
     return new Uint8Array(this.#view.buffer, start, count).slice();
   }
+  /** @throws FormatError unless all of them are finite */
   floats(length: number): Float32Array {
-    return new Float32Array(this.bytes(length * 4).buffer);
+    const values = new Float32Array(this.bytes(length * 4).buffer);
+    if (!values.every(Number.isFinite)) damaged("it holds numbers that are not finite");
+    return values;
   }
   end(): void {
     if (this.#at !== this.#view.byteLength) damaged("it has bytes behind its end");

@@ -132,6 +132,8 @@ export class ManagedCache {
       this.#drop(sequence);
       return;
     }
+    // A draft whose run failed, or whose logits were of no use, was never part of the sequence.
+    for (const layer of this.#sequences[sequence] ?? []) layer.rollback();
     if (this.keepable(sequence, length) < Math.min(length, this.length(sequence))) {
       throw new UsageError(
         `retention "${this.kv.retention.type}" cannot give back single tokens`,

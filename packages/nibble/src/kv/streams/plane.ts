@@ -2,6 +2,7 @@
  * The keys or the values of one stream: exact rows, and sealed groups in pages. Whoever holds a row or a cell holds a
  * reference: cells are numbers >= 0 (group * tokens of a group + place in it), exact rows are -1 - row.
  */
+import { FormatError } from "../../core/errors.js";
 import type { PlaneCodec, SealInfo } from "../contract.js";
 import type { ByteReader, ByteWriter } from "./image.js";
 import type { PagePool } from "./pages.js";
@@ -149,7 +150,12 @@ export class PlaneStore {
     }
   }
 
-  /** Reads what save() wrote into this empty plane. @returns the cells. @throws FormatError */
+  /**
+   * Reads what save() wrote into this empty plane, and decodes each group once: what a forged file holds must be found
+   * here and not by attention later.
+   * @returns the cells
+   * @throws FormatError
+   */
   load(count: number, reader: ByteReader): Int32Array {
     const { pool, codecs } = this.spec;
     const { groupsPerPage, groupBytes } = pool.shape;
@@ -161,6 +167,7 @@ export class PlaneStore {
         pool.group(page, group % groupsPerPage, head).set(reader.bytes(groupBytes));
         const variable = reader.integer(0, 1) === 1 ? reader.bytes() : null;
         pool.setVariable(page, group % groupsPerPage, head, variable);
+        this.#checkGroup(page, group % groupsPerPage, head);
       }
       if (this.group > 1) this.#live[group] = 0;
     }
@@ -173,6 +180,18 @@ export class PlaneStore {
       }
       return cell;
     });
+  }
+
+  /** @throws FormatError unless a group decodes to finite numbers */
+  #checkGroup(page: number, index: number, head: number): void {
+    const { pool, codecs } = this.spec;
+    const codec = codecs[head] as PlaneCodec;
+    this.#scratch.fill(0);
+    const variable = pool.variable(page, index, head);
+    codec.decode(pool.group(page, index, head), variable, this.group, this.#scratch);
+    if (!this.#scratch.every(Number.isFinite)) {
+      throw new FormatError("a sealed group of the saved cache holds numbers that are not finite");
+    }
   }
 
   /** Share of sealed cells that nobody refers to. */

@@ -72,11 +72,12 @@ export class Statistics {
     this.#codecRows = codecRows;
     this.#kvHeads = kvHeads;
     this.#groupHeads = groupHeads;
-    const depth = this.#depth;
+    const depth = this.depth;
     this.#recent = depth > 0 ? Array.from({ length: kvHeads }, () => new RecentRows(depth)) : [];
   }
 
-  get #depth(): number {
+  /** Query rows that are remembered. */
+  get depth(): number {
     return Math.max(this.#codecRows, this.policy.kind === "colMaxProb" ? this.policy.lastRows : 0);
   }
 
@@ -169,7 +170,7 @@ export class Statistics {
       this.#columns = columns;
     }
     const wantSums = this.policy.kind === "colSumProb";
-    const depth = this.#depth;
+    const depth = this.depth;
     if (!wantSums && depth === 0) return;
     for (let m = wantSums ? 0 : Math.max(0, rows - depth); m < rows; m++) {
       for (let kv = 0; kv < this.#kvHeads; kv++) {

@@ -575,7 +575,7 @@ export class HeadStream {
     });
     this.policy.restore(reader.bytes());
     const recent = this.statistics.recentRows.map(() =>
-      Array.from({ length: reader.integer(0, 65536) }, () =>
+      Array.from({ length: reader.integer(0, this.statistics.depth) }, () =>
         reader.floats(reader.integer(0, slots)),
       ),
     );
