@@ -60,6 +60,8 @@ export async function generateBatch(
       const slot = free[free.length - 1] as number;
       try {
         runner.tables.reserve(slot, request.prompt.length + request.limit);
+        // What an empty sequence is told last is its prompt, which budgets of retention policies are shares of.
+        runner.tables.reserve(slot, request.prompt.length);
       } catch (error) {
         if (error instanceof ResourceError && active.length > 0) return;
         throw error;

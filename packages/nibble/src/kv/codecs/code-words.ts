@@ -3,6 +3,7 @@
  * floats beside them are clamped to the finite range, so that extreme rows stay finite.
  */
 import { f16ToF32, f32ToF16 } from "../../core/dtype.js";
+import { RecipeError } from "../../core/errors.js";
 
 const F16_MAX = 65504;
 
@@ -24,6 +25,20 @@ export function writeHalf(bytes: Uint8Array, at: number, value: number): void {
 
 export function readHalf(bytes: Uint8Array, at: number): number {
   return f16ToF32(bytes[at] | (bytes[at + 1] << 8));
+}
+
+/**
+ * @param multiple channels that a row is coded by
+ * @throws RecipeError code "kv-head" for head sizes that the packed rows of a codec cannot hold
+ */
+export function checkHead(codec: string, headDim: number, multiple: number): void {
+  if (headDim % multiple === 0 && headDim <= 256) return;
+  const want = multiple > 1 ? `a multiple of ${multiple}, at most 256` : "at most 256";
+  throw new RecipeError(
+    `${codec} needs a head size of ${want}; this model has ${headDim}`,
+    { hint: "Use a codec without outliers: int4-token, int8-token or kivi." },
+    "kv-head",
+  );
 }
 
 /** Bytes of `count` codes, a multiple of eight. */

@@ -219,4 +219,12 @@ describe("gear", () => {
       /no multiple of the base codec's group/,
     );
   });
+
+  it("refuses head sizes whose outliers have no column number", () => {
+    const base = { codec: "kivi", bits: 2, group: 32, residual: 64 };
+    const made = (sparse: number) =>
+      gear.create(gear.options.parse({ base, sparse }), infoOf("k", 320, 0));
+    expect(() => made(0.02)).toThrow(expect.objectContaining({ code: "kv-head" }));
+    expect(made(0).caps.group).toBe(64);
+  });
 });

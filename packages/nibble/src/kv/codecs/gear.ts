@@ -21,7 +21,7 @@ import {
   type PlaneName,
   type SealInfo,
 } from "../contract.js";
-import { align4, readHalf, writeHalf } from "./code-words.js";
+import { align4, checkHead, readHalf, writeHalf } from "./code-words.js";
 import { applySparse, countSparse, packSparse, sparseBytes } from "./sparse-rows.js";
 
 const optionsShape = {
@@ -112,6 +112,7 @@ class GearPlane implements PlaneCodec {
     this.#o = o;
     this.#plane = info.plane;
     const d = info.headDim;
+    if (o.sparse > 0) checkHead("gear with outliers", d, 1);
     this.#d = d;
     this.#base = base;
     const { caps } = base;

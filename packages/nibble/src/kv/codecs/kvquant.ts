@@ -20,6 +20,7 @@ import {
 } from "../contract.js";
 import {
   align4,
+  checkHead,
   lookupWords,
   packWords,
   readHalf,
@@ -140,6 +141,7 @@ abstract class Plane implements PlaneCodec {
     info: PlaneInfo,
     rowBytes: number,
   ) {
+    checkHead("kvquant", info.headDim, 8);
     this.parameterBytes = o.group * rowBytes;
     this.caps = capsOf(o);
     this.d = info.headDim;

@@ -199,4 +199,9 @@ describe("qaq", () => {
     const rows = gaussian(N * 16, "no attention");
     expect(() => roundTrip("v", {}, rows)).toThrow(/attention/);
   });
+
+  it("refuses head sizes that its rows cannot hold", () => {
+    const head = expect.objectContaining({ code: "kv-head" });
+    for (const headDim of [20, 264]) expect(() => make("v", {}, headDim)).toThrow(head);
+  });
 });

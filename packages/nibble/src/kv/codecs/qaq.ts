@@ -18,6 +18,7 @@ import {
 } from "../contract.js";
 import {
   align4,
+  checkHead,
   lookupWords,
   packWords,
   readHalf,
@@ -106,6 +107,7 @@ class QaqPlane implements PlaneCodec {
         "qaq-level",
       );
     }
+    checkHead("qaq", info.headDim, 8);
     this.#o = o;
     this.#d = info.headDim;
     this.#queryNorm = info.plane === "k" ? queryNorm(o, info) : null;
