@@ -106,7 +106,7 @@ export function taskRows(result: CompareResult): string[][] {
 /** One sentence a model and measure: only what the intervals allow. */
 export function conclusions(result: CompareResult): string[] {
   const base = result.models[0]?.name ?? "the baseline";
-  return result.comparisons.flatMap(({ model, text, tasks }) => {
+  const sentences = result.comparisons.flatMap(({ model, text, tasks }) => {
     const out: string[] = [];
     if (text) {
       const said = verdict(text.deltaPerplexity, false);
@@ -131,14 +131,16 @@ export function conclusions(result: CompareResult): string[] {
       .filter(([, t]) => verdict(t.delta, true) === "no difference shown")
       .map(([id]) => id);
     if (quiet.length > 0) out.push(`${model}: no difference is shown on ${quiet.join(", ")}.`);
-    const near = Object.entries(tasks).filter(([, t]) => t.nearChance);
-    if (near.length > 0) {
-      out.push(
-        `${model}: ${near.map(([id]) => id).join(", ")} say nothing: ${base} itself is near chance there.`,
-      );
-    }
     return out;
   });
+  // Being near chance is the baseline's, so one sentence serves all models.
+  const near = Object.entries(result.comparisons[0]?.tasks ?? {}).filter(([, t]) => t.nearChance);
+  return near.length > 0
+    ? [
+        ...sentences,
+        `${near.map(([id]) => id).join(", ")}: say nothing, ${base} itself is near chance there.`,
+      ]
+    : sentences;
 }
 
 function informative(t: TaskComparison): boolean {
