@@ -10,6 +10,7 @@ import { NibbleError } from "../core/errors.js";
 import { nibbleHome } from "../core/home.js";
 import type { OnProgress } from "../core/progress.js";
 import { paretoChart, paretoFront } from "../eval/charts/pareto.js";
+import { escapeXml } from "../eval/charts/svg.js";
 import { compareText } from "../eval/compare.js";
 import { measureTaskData, measureText, type TaskSummary } from "../eval/measure.js";
 import { emptyRecord } from "../eval/perplexity.js";
@@ -187,13 +188,15 @@ const short = (model: string) => model.replace(/\/+$/, "").split("/").pop() ?? m
 
 function tableRows(rows: SweepRow[], tasks: readonly string[]): string[][] {
   const percent = (v: number | undefined) => (v === undefined ? "" : `${(100 * v).toFixed(1)} %`);
+  // One model is named in the heading.
+  const several = new Set(rows.map((row) => row.model)).size > 1;
   return [
     [
-      "model",
+      ...(several ? ["model"] : []),
       "recipe",
       "bits/weight",
       "perplexity",
-      "of the original's",
+      "% of the original's",
       "KL",
       "same first guess",
       ...tasks,
@@ -202,11 +205,11 @@ function tableRows(rows: SweepRow[], tasks: readonly string[]): string[][] {
     ...rows.map((row) => {
       const q = row.quality;
       return [
-        short(row.model),
+        ...(several ? [short(row.model)] : []),
         row.name,
         q?.bitsPerWeight.toFixed(3) ?? "",
         q?.perplexity?.toFixed(3) ?? "",
-        q?.perplexityRatio ? interval(q.perplexityRatio, 2, 100, " %").replace(/^\+/, "") : "",
+        q?.perplexityRatio ? interval(q.perplexityRatio, 1, 100).replace(/^\+/, "") : "",
         q?.kl?.toFixed(4) ?? "",
         percent(q?.topAgreement),
         ...tasks.map((id) => percent(q?.tasks[id]?.accuracy)),
@@ -264,16 +267,17 @@ export function sweepReport(plan: SweepPlan, rows: SweepRow[], command: string):
     );
   }
   const table = tableRows(rows, tasks);
+  const title = `Sweep: ${models.map(short).join(", ")}`;
   const stable = rows.map(({ seconds: _s, tokensPerSecond: _t, model, ...row }) => ({
     model: short(model),
     ...row,
   }));
   return {
     json: `${JSON.stringify({ command, seed: plan.spec.seed, front, rows: stable }, null, 1)}\n`,
-    markdown: `# Sweep\n\n${markdownTable(table)}\n\n\`\`\`\n${command}\n\`\`\`\n`,
+    markdown: `# ${title}\n\n${markdownTable(table)}\n\n\`\`\`\n${command}\n\`\`\`\n`,
     html: htmlPage(
-      "Sweep",
-      `<h1>Sweep</h1>${pictures.map((svg) => figure(svg, command)).join("")}${htmlTable(table)}<h2>Again</h2><pre>${command.replaceAll("&", "&amp;").replaceAll("<", "&lt;")}</pre>`,
+      title,
+      `<h1>${escapeXml(title)}</h1>${pictures.map((svg) => figure(svg, command)).join("")}${htmlTable(table)}<h2>Again</h2><pre>${escapeXml(command)}</pre>`,
     ),
     front,
   };

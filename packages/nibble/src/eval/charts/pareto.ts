@@ -46,6 +46,10 @@ export function paretoFront<P extends { x: number; y: number }>(points: P[]): P[
   return front;
 }
 
+/** Names stay readable where they cross a line after all. */
+const HALO =
+  "paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round;stroke-opacity:.85";
+
 interface Box {
   x0: number;
   x1: number;
@@ -75,7 +79,10 @@ export function paretoChart(chart: ParetoChart): string {
   const radius = (p: ParetoPoint) =>
     fastest > 0 && p.speed ? 4 + 9 * Math.sqrt(p.speed / fastest) : 6;
 
-  let body = axes(frame, x, y, { x: chart.xLabel, y: chart.yLabel });
+  let body = axes(frame, x, y, {
+    x: wide ? `${chart.xLabel} (log scale)` : chart.xLabel,
+    y: `${chart.yLabel} (log scale)`,
+  });
   const front = paretoFront(points);
   // A staircase: between two artifacts one gets the better of the cheaper ones, not a mixture.
   let path = "";
@@ -91,6 +98,22 @@ export function paretoChart(chart: ParetoChart): string {
     const r = radius(p);
     return { x0: x(p.x) - r, x1: x(p.x) + r, y0: y(p.y) - r, y1: y(p.y) + r };
   });
+  // Names keep off the staircase and the bars.
+  const line = (xa: number, xb: number, ya: number, yb: number) =>
+    boxes.push({
+      x0: Math.min(xa, xb) - 1,
+      x1: Math.max(xa, xb) + 1,
+      y0: Math.min(ya, yb) - 1,
+      y1: Math.max(ya, yb) + 1,
+    });
+  for (const [i, p] of front.entries()) {
+    const before = front[i - 1];
+    if (!before) continue;
+    line(x(before.x), x(p.x), y(before.y), y(before.y));
+    line(x(p.x), x(p.x), y(before.y), y(p.y));
+  }
+  for (const { x: at, low, high } of points)
+    if (low !== undefined && high !== undefined && low > 0) line(x(at), x(at), y(low), y(high));
   let labels = "";
   for (const [i, p] of points.entries()) {
     const [cx, cy, r] = [x(p.x), y(p.y), radius(p)];
@@ -110,13 +133,13 @@ export function paretoChart(chart: ParetoChart): string {
     const w = textWidth(p.name);
     const places: [number, number][] = [
       [cx + r + 4, cy + 4],
-      [cx - r - 4 - w, cy + 4],
+      [cx - r - 8 - w, cy + 4],
       [cx - w / 2, cy - r - 6],
       [cx - w / 2, cy + r + 14],
       [cx + r + 4, cy - 12],
       [cx + r + 4, cy + 20],
-      [cx - r - 4 - w, cy - 12],
-      [cx - r - 4 - w, cy + 20],
+      [cx - r - 8 - w, cy - 12],
+      [cx - r - 8 - w, cy + 20],
     ];
     const free =
       places.find(([lx, ly]) => {
@@ -146,8 +169,9 @@ export function paretoChart(chart: ParetoChart): string {
       r: 6,
       style: `fill:${seriesColour(i)};fill-opacity:.75`,
     });
-  entry(dot(2), "not beaten in both");
-  if (points.some((p) => !p.baseline && !front.includes(p))) entry(dot(1), "beaten");
+  entry(dot(2), "best for its size");
+  if (points.some((p) => !p.baseline && !front.includes(p)))
+    entry(dot(1), "beaten by a smaller one");
   if (points.some((p) => p.baseline)) entry(dot(6), "original");
   if (fastest > 0) {
     const ring = el("circle", {
@@ -158,5 +182,10 @@ export function paretoChart(chart: ParetoChart): string {
     });
     entry(ring, `area: ${chart.speedLabel} (largest ${formatNumber(fastest, 1)})`);
   }
-  return svgDocument(width, height, chart.title, title.svg + key + body + labels);
+  return svgDocument(
+    width,
+    height,
+    chart.title,
+    title.svg + key + body + el("g", { style: HALO }, labels),
+  );
 }

@@ -173,9 +173,11 @@ export function logScale([low, high]: [number, number], [from, to]: [number, num
       ? [1]
       : span > 2.2
         ? [1, 3]
-        : span > 0.7
+        : span > 1.5
           ? [1, 2, 5]
-          : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
+          : span > 0.7
+            ? [1, 1.5, 2, 3, 5, 7]
+            : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
   const every = span > 9 ? Math.ceil(span / 6) : 1;
   const ticks: Scale["ticks"] = [];
   for (let k = Math.floor(start); k <= Math.ceil(end); k++) {
