@@ -113,9 +113,8 @@ export interface StreamInfo {
   kvHead: number;
   kvHeads: number;
   headDim: number;
+  /** Random streams depend on it, layer and head, never on the slot of a sequence: batches equal singles. */
   seed: number;
-  /** Number of the sequence in its process; part of random streams, so that batches equal singles. */
-  sequence: number;
 }
 
 /**

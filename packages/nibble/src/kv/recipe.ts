@@ -208,7 +208,7 @@ function checkKv(kv: ResolvedKv, config: ModelConfig): void {
   }
   const { type, ...options } = kv.retention;
   const policy = retentions.get(type).create(options, {
-    ...{ layer: 0, kvHead: 0, kvHeads: 1, headDim, seed: kv.seed, sequence: 0 },
+    ...{ layer: 0, kvHead: 0, kvHeads: 1, headDim, seed: kv.seed },
   });
   if (policy.preAppend && keys?.caps.keyFrame === "pre") {
     throw new RecipeError(

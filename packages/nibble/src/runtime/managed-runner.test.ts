@@ -172,3 +172,15 @@ it("a draft that nobody kept can be cut off like other rows", async () => {
   };
   expect(await logits(true)).toEqual(await logits(false));
 });
+
+it("an answer does not depend on the slot that its sequence has, noise of policies included", async () => {
+  const model = await open("keyformer-50", { sequences: 2 });
+  const answers: number[][] = [];
+  for (const slot of [0, 1]) {
+    const tokens: number[] = [];
+    const session = createSession(model, slot);
+    for await (const { token } of session.generate(ids(30), { maxTokens: 25 })) tokens.push(token);
+    answers.push(tokens);
+  }
+  expect(answers[1]).toEqual(answers[0]);
+});

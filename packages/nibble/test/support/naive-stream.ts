@@ -48,7 +48,6 @@ export class NaiveStream<O> {
       kvHeads: 1,
       headDim: shape.headDim,
       seed: 0,
-      sequence: 0,
       ...info,
     });
   }

@@ -9,10 +9,19 @@ export const budgetSchema = z
     message: "expected a share from 0 to 1 or a whole number of tokens above 1",
   });
 
-/** Tokens of a budget, rounded down. */
-export function budgetTokens(budget: number, promptLength: number): number {
+/** Tokens of a share, rounded down. */
+export function shareOf(share: number, tokens: number): number {
   // The tiny addend makes 0.57 of 100 tokens 57, as the percentages of the papers do.
-  return budget > 1 ? budget : Math.floor(budget * promptLength + 1e-9);
+  return Math.floor(share * tokens + 1e-9);
+}
+
+/**
+ * Tokens of a budget. A share is rounded down as in the papers' codes, but a budget that is not 0 is at least one token:
+ * theirs keep nothing at all of a prompt shorter than 1 / share.
+ */
+export function budgetTokens(budget: number, promptLength: number): number {
+  if (budget === 0 || budget > 1) return budget;
+  return Math.max(1, shareOf(budget, promptLength));
 }
 
 /**

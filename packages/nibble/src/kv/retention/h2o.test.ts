@@ -111,7 +111,6 @@ it("of equal scores the older token stays", () => {
     kvHeads: 1,
     headDim: 4,
     seed: 0,
-    sequence: 0,
   });
   const step = (rows: number, live: number, prompt: boolean) =>
     policy.afterAttend?.({
@@ -160,4 +159,13 @@ it("refuses budgets that mean nothing", () => {
   for (const bad of [{ heavy: 1.5 }, { heavy: -1 }, { heavy: 0, recent: 0 }, { heavi: 3 }]) {
     expect(h2o.options.safeParse(bad).success).toBe(false);
   }
+});
+
+it("keeps something of a prompt that is shorter than one token of the budget", () => {
+  const short = { ...shape, promptLength: 4 };
+  const stream = new NaiveStream(h2o, { heavy: 0.1, recent: 0.1 }, short);
+  const { q, k, v } = randomRows("short", 4, short);
+  stream.step(q, k, v);
+  expect(stream.positions.length).toBe(2);
+  expect(stream.positions[1]).toBe(3);
 });

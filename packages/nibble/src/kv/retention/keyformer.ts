@@ -10,7 +10,7 @@
 import { z } from "zod";
 import { Philox } from "../../core/rng.js";
 import { type AttentionStats, defineRetention, type RetentionPlan } from "../contract.js";
-import { budgetSchema, budgetTokens, slotsToEvict } from "./budget.js";
+import { budgetSchema, budgetTokens, shareOf, slotsToEvict } from "./budget.js";
 import { SlotScores } from "./slot-scores.js";
 
 interface Options {
@@ -39,7 +39,7 @@ const ROW_BLOCKS = 2 ** 20;
 
 /**
  * Adds softmax((logits + noise) / tau) of every row to `out` [live]. Masked slots (-Infinity) get nothing.
- * @param noise name of the stream of this sequence, layer and KV head; null: no noise
+ * @param noise name of the stream of this layer and KV head; null: no noise
  */
 function addScores(
   out: Float64Array,
@@ -106,7 +106,8 @@ export const keyformer = defineRetention<Options>({
     const noise = options.noise
       ? {
           seed: options.seed ?? stream.seed,
-          name: `keyformer/${stream.sequence}/${stream.layer}/${stream.kvHead}`,
+          // The 0 names the stream that the figures of docs/kv-cache.md were measured with.
+          name: `keyformer/0/${stream.layer}/${stream.kvHead}`,
         }
       : null;
     return {
@@ -116,7 +117,7 @@ export const keyformer = defineRetention<Options>({
         scores.add(added, stats.rows, stats.more);
         if (stats.more) return null;
         const tokens = budgetTokens(options.budget, stats.promptLength);
-        const recent = budgetTokens(options.recentShare, tokens);
+        const recent = shareOf(options.recentShare, tokens);
         const evict = slotsToEvict(scores.values, {
           first: 0,
           best: tokens - recent,

@@ -37,7 +37,6 @@ it("stays in constant memory over 10,000 steps and needs no state", () => {
     kvHeads: 1,
     headDim: 4,
     seed: 0,
-    sequence: 0,
   });
   let live = 0;
   for (let position = 0; position < 10_000; position++) {

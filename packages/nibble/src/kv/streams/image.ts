@@ -105,19 +105,19 @@ export class ManagedImage implements SequenceImage {
   }
 
   check(bytes: Uint8Array, length: number): void {
-    const { layers, drop } = this.#read(bytes, length, 0);
+    const { layers, drop } = this.#read(bytes, length);
     drop(layers);
   }
 
   load(slot: number, bytes: Uint8Array, length: number): void {
     if (length === 0) return;
-    const { layers, promptLength } = this.#read(bytes, length, slot);
+    const { layers, promptLength } = this.#read(bytes, length);
     this.#cache.adopt(slot, layers, promptLength);
   }
 
-  #read(bytes: Uint8Array, length: number, sequence: number) {
+  #read(bytes: Uint8Array, length: number) {
     let promptLength = 0;
-    const layers: LayerState[] = length > 0 ? this.#cache.newLayers(sequence) : [];
+    const layers: LayerState[] = length > 0 ? this.#cache.newLayers() : [];
     const drop = (made: LayerState[]) => {
       for (const { streams } of made) for (const stream of streams) stream.dispose();
     };

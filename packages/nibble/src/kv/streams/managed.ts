@@ -82,15 +82,15 @@ export class ManagedCache {
     const known = this.#sequences[sequence];
     if (known) return known;
     if (known === undefined) throw new UsageError(`cache slot ${sequence} does not exist`);
-    const fresh = this.newLayers(sequence);
+    const fresh = this.newLayers();
     this.#sequences[sequence] = fresh;
     return fresh;
   }
 
   /** Empty layers for a sequence, which nobody holds yet. */
-  newLayers(sequence: number): LayerState[] {
+  newLayers(): LayerState[] {
     return Array.from({ length: this.#config.numHiddenLayers }, (_, layer) =>
-      this.#newLayer(layer, sequence),
+      this.#newLayer(layer),
     );
   }
 
@@ -155,7 +155,7 @@ export class ManagedCache {
     this.#sequences[to] = this.layers(from).map(
       (layer) =>
         new LayerState(
-          layer.streams.map((stream) => stream.fork({ ...stream.spec.info, sequence: to })),
+          layer.streams.map((stream) => stream.fork()),
           this.#rope,
         ),
     );
@@ -197,7 +197,7 @@ export class ManagedCache {
     this.#sequences[sequence] = null;
   }
 
-  #newLayer(layer: number, sequence: number): LayerState {
+  #newLayer(layer: number): LayerState {
     const { numKeyValueHeads: kvHeads, numAttentionHeads: heads, headDim } = this.#config;
     const { seed, retention } = this.kv;
     const { type, ...options } = retention;
@@ -210,7 +210,6 @@ export class ManagedCache {
         kvHeads: width,
         headDim,
         seed,
-        sequence,
       };
       const spec: StreamSpec = {
         info,

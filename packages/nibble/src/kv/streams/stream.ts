@@ -505,11 +505,11 @@ export class HeadStream {
 
   // ---- life ---------------------------------------------------------------------------------------------------------------
 
-  /** A stream with the same contents that shares every page; `info` tells whose it is. */
-  fork(info: StreamInfo): HeadStream {
+  /** A stream with the same contents that shares every page. */
+  fork(): HeadStream {
     if (this.#draft > 0)
       throw new UsageError("a draft is waiting: commit it or roll it back first");
-    const copy = new HeadStream({ ...this.spec, info }, this.statistics.fork());
+    const copy = new HeadStream(this.spec, this.statistics.fork());
     copy.policy.restore(this.policy.snapshot());
     copy.k.store = this.k.store.fork();
     copy.v.store = this.v.store.fork();
