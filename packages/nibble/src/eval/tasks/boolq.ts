@@ -11,12 +11,9 @@ export const boolq = defineTask({
     dataset: "google/boolq",
     file: "data/validation-00000-of-00001.parquet",
     convert: (row) => {
+      const question = `${textField(row, "passage")}\nQuestion: ${textField(row, "question")}?\nAnswer:`;
       if (typeof row.answer !== "boolean") throw new Error('field "answer" is not true or false');
-      return {
-        question: `${textField(row, "passage")}\nQuestion: ${textField(row, "question")}?\nAnswer:`,
-        choices: ["no", "yes"],
-        answer: row.answer ? 1 : 0,
-      };
+      return { question, choices: ["no", "yes"], answer: row.answer ? 1 : 0 };
     },
   },
 });
