@@ -160,28 +160,32 @@ export function activationsOption(command: Command): void {
   );
 }
 
-/** Parses what --kv was given. @throws UsageError, RecipeError */
-export async function parseKv(text: string | undefined, calibration?: string) {
+/** Parses what --kv, or another flag for a cache, was given. @throws UsageError, RecipeError that name the flag */
+export async function parseKv(text: string | undefined, calibration?: string, flag = "--kv") {
   if (text === undefined) {
     if (calibration === undefined) return undefined;
-    throw new UsageError("--kv-calibration is for --kv");
+    throw new UsageError("--kv-calibration is for --kv, which is missing", {
+      hint: "Name the cache that the file was made for: --kv kvquant-nuq3-1.",
+    });
   }
-  const recipe = await parseKvText(text);
+  const recipe = await parseKvText(text, flag);
   return recipe && calibration !== undefined ? { ...recipe, calibration } : recipe;
 }
 
-async function parseKvText(text: string) {
+async function parseKvText(text: string, flag: string) {
   const { kvPreset } = await import("../kv/presets.js");
   if (!text.trim().startsWith("{")) return kvPreset(text);
-  const { recipeFromObject } = await import("../recipe/load.js");
+  const { kvFromFlag } = await import("../recipe/load.js");
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new UsageError(`--kv is no JSON: ${(cause as Error).message}`, { cause });
+    throw new UsageError(`${flag} is no JSON: ${(cause as Error).message}`, {
+      hint: `Quote it as a whole: ${flag} '{"codec":"int4-token"}'; or name a preset (nibble list kv).`,
+      cause,
+    });
   }
-  const [step] = recipeFromObject({ version: 1, steps: [{ kv: value }] }).steps;
-  return step?.options as ReturnType<typeof kvPreset>;
+  return kvFromFlag(value, flag) as ReturnType<typeof kvPreset>;
 }
 
 /** `{ key: value }` without undefined values, for options objects with exact optional properties. */

@@ -101,5 +101,5 @@ function openError(name: string, cause: unknown): Error {
       : code === "EACCES"
         ? "may not be read"
         : `cannot be opened (${code ?? "unknown error"})`;
-  return new ModelError(what, { place: name, cause });
+  return new ModelError(what, { place: name, hint: "Check the path and its permissions.", cause });
 }

@@ -106,6 +106,7 @@ export async function modelInFolder(folder: string): Promise<string> {
   }
   throw new ModelError("there is no model here: no config.json with weights and no .gguf file", {
     place: folder,
+    hint: "Name the folder that holds config.json, or a .gguf file.",
   });
 }
 

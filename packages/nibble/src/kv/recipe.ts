@@ -78,7 +78,19 @@ function parse<T>(schema: z.ZodType<T, unknown>, options: unknown, place: string
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   const path = [place, ...(issue?.path ?? [])].join(".");
-  throw new RecipeError(issue?.message ?? "not valid", { place: path }, "kv-option");
+  throw new RecipeError(issue ? wanted(issue) : "not valid", { place: path }, "kv-option");
+}
+
+/** What an issue asks for; a choice of values names them all. */
+function wanted(issue: z.core.$ZodIssue): string {
+  const values = (one: z.core.$ZodIssue): unknown[] | null => {
+    if (one.code === "invalid_value") return one.values;
+    if (one.code !== "invalid_union") return null;
+    const all = one.errors.flat().map(values);
+    return all.includes(null) ? null : all.flat();
+  };
+  const choices = values(issue);
+  return choices?.length ? `expected one of ${choices.join(", ")}` : issue.message;
 }
 
 function definitionOf({ codec }: KvPlane, name: PlaneName): KvCodecDefinition {

@@ -35,6 +35,13 @@ export function recipeFromObject(input: RecipeInput, flags: RecipeFlags = {}): R
   return applyRunFlags(resolveRecipe(withFlags(treeSource(input, "recipe"), flags)), flags);
 }
 
+/** The options of a kv step, as a flag gives them. @throws RecipeError whose place is the key behind the flag */
+export function kvFromFlag(value: unknown, flag: string): unknown {
+  const place = (path: readonly (string | number)[]) => [flag, ...path.slice(3)].join(".");
+  const { steps } = resolveRecipe({ tree: { version: 1, steps: [{ kv: value }] }, place });
+  return steps[0]?.options;
+}
+
 async function sourceOf(flags: RecipeFlags): Promise<RecipeSource> {
   if (flags.recipe !== undefined && flags.preset !== undefined) {
     throw new UsageError("both --recipe and --preset are given", {

@@ -38,7 +38,7 @@ export const calibrateKv = defineVerb<Options>({
     engineOptions(command);
   },
   async run({ onProgress, signal }, [model = ""], options) {
-    const kv = await parseKv(options.preset);
+    const kv = await parseKv(options.preset, undefined, "--preset");
     const { loadModel } = await import("../../runtime/load-model.js");
     const { calibrateKv: calibrate } = await import("../../recipe/calibrate-kv.js");
     const loaded = await loadModel(model, { onProgress, signal });
