@@ -15,6 +15,14 @@ export { fileSource } from "./core/file-source.js";
 export type { OnProgress, ProgressEvent } from "./core/progress.js";
 export { VERSION as version } from "./core/version.js";
 export {
+  type Alternative,
+  type BatchScore,
+  type BatchScoreOptions,
+  type Likelihood,
+  type ScoringRunner,
+  scoreGroups,
+} from "./eval/batch-score.js";
+export {
   encodeStream,
   evaluatePerplexity,
   type PerplexityOptions,
