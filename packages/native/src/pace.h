@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define PACE_WINDOW 8000000      /* ns of running between two decisions, less when more than enough is lost before */
+#define PACE_WINDOW 40000000     /* ns of running between two decisions: the system gets time to move a thread first */
 #define PACE_LOOK 2000000        /* ns of running between two looks */
 #define PACE_HOLD 16000000       /* ns until the full count is tried again, at first */
 #define PACE_HOLD_MOST 2000000000 /* … and at most: every failure doubles it */
