@@ -46,7 +46,7 @@ const KERNELS = [
 ];
 const COMMON = emulate
   ? ["../emulate/main", "pace", "threads", "validate"]
-  : ["addon", "ceilings", "cpu", "pace", "pack", "threads", "validate"];
+  : ["addon", "ceilings", "cpu", "map_file", "pace", "pack", "threads", "validate"];
 
 const AVX512 = [
   ..."-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(" "),

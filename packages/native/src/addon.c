@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include "ceilings.h"
 #include "cpu.h"
+#include "map_file.h"
 #include "pace.h"
 #include "pack.h"
 #include "threads.h"
@@ -369,11 +370,63 @@ static napi_value dispose(napi_env env, napi_callback_info info) {
   return NULL;
 }
 
+/* ---- files ---- */
+
+static void map_finalize(napi_env env, void *data, void *hint) {
+  (void)env;
+  (void)data;
+  nb_map_free(hint);
+}
+
+/* mapFile(path, bytes): ArrayBuffer over a file of exactly this size; see map_file.h for the codes of its errors. */
+static napi_value map_file(napi_env env, napi_callback_info info) {
+  napi_value args[2], result;
+  double bytes;
+  size_t length;
+  const char *code, *why;
+  if (!arguments(env, info, 2, args)) return NULL;
+  if (napi_get_value_string_utf8(env, args[0], NULL, 0, &length) != napi_ok || napi_get_value_double(env, args[1], &bytes) != napi_ok ||
+      !(bytes >= 0 && bytes <= 1e15)) {
+    return fail(env, "usage", "mapFile(path, bytes)");
+  }
+  char *path = malloc(length + 1);
+  if (!path) return fail(env, "memory", "out of memory");
+  napi_get_value_string_utf8(env, args[0], path, length + 1, &length);
+  nb_map *map = strlen(path) == length ? nb_map_file(path, (int64_t)bytes, &code, &why) : NULL;
+  if (strlen(path) != length) code = "open", why = "a path holds no zero bytes";
+  free(path);
+  if (!map) return fail(env, code, why);
+  if (napi_create_external_arraybuffer(env, map->base, (size_t)bytes, map_finalize, map, &result) != napi_ok) {
+    nb_map_free(map);
+    return fail(env, "memory", "this JavaScript engine cannot address a file of this size");
+  }
+  return result;
+}
+
+/*
+ * dropPages(buffer of mapFile): takes what was read of the file out of this process's memory, it is read again when it is
+ * used again. True while all bytes that were read were the file's; false after it was cut short (then they were zeros).
+ */
+static napi_value drop_pages(napi_env env, napi_callback_info info) {
+  napi_value args[1], result;
+  void *data = NULL;
+  size_t length;
+  nb_map *map;
+  if (!arguments(env, info, 1, args)) return NULL;
+  if (napi_get_arraybuffer_info(env, args[0], &data, &length) != napi_ok || !data || !(map = nb_map_at(data))) {
+    return fail(env, "usage", "not a buffer of mapFile");
+  }
+  nb_map_drop(map);
+  napi_get_boolean(env, !atomic_load(&map->lost), &result);
+  return result;
+}
+
 /* Parts for every thread: one that is late leaves most of them to the others. */
 #define PACK_PARTS 4
 
 typedef struct {
   nb_pack pack;
+  int mapped; /* the codes lie in a mapped file */
   _Atomic int next; /* parts given out */
 } pack_job;
 
@@ -381,6 +434,11 @@ static void pack_parts(void *arg, int thread) {
   pack_job *job = arg;
   (void)thread;
   for (int part = atomic_fetch_add(&job->next, 1); part < job->pack.parts; part = atomic_fetch_add(&job->next, 1)) {
+    if (job->mapped) {
+      int64_t bytes;
+      const uint8_t *from = nb_pack_part_source(&job->pack, part, &bytes);
+      nb_map_populate(from, (size_t)bytes);
+    }
     nb_pack_rows(&job->pack, part);
   }
 }
@@ -409,6 +467,7 @@ static napi_value pack(napi_env env, napi_callback_info info) {
       nb_pack_target_bytes(p) > e->bytes - (int64_t)line * LINE) {
     return fail(env, "usage", "codes or panels do not fit");
   }
+  job.mapped = nb_map_around(data) != NULL;
   nb_team_share(e->team, pack_parts, &job);
   return NULL;
 }
@@ -495,6 +554,7 @@ static napi_value init(napi_env env, napi_value exports) {
       EXPORT("variants", variants), EXPORT("create", create), EXPORT("memory", memory),   EXPORT("load", load),
       EXPORT("run", run),           EXPORT("runSync", run_sync), EXPORT("dispose", dispose), EXPORT("ceiling", ceiling),
       EXPORT("pack", pack),         EXPORT("sparse", sparse), EXPORT("schedule", schedule), EXPORT("pace", pace),
+      EXPORT("mapFile", map_file),  EXPORT("dropPages", drop_pages),
 #undef EXPORT
   };
   napi_define_properties(env, exports, sizeof all / sizeof all[0], all);

@@ -62,6 +62,13 @@ int nb_pack_is_valid(const nb_pack *p) {
   return !p->interleaved || p->n % 32 == 0;
 }
 
+const uint8_t *nb_pack_part_source(const nb_pack *p, int part, int64_t *bytes) {
+  const int64_t row_bytes = (p->k + 63) / 64 * 8 * p->width;
+  const int64_t from = p->rows * part / p->parts, to = p->rows * (part + 1) / p->parts;
+  *bytes = (to - from) * row_bytes;
+  return p->source + from * row_bytes;
+}
+
 void nb_pack_rows(const nb_pack *p, int part) {
   const int64_t steps = (p->k + 31) / 32 * p->width, row_bytes = (p->k + 63) / 64 * 8 * p->width;
   const int64_t from = p->rows * part / p->parts, to = p->rows * (part + 1) / p->parts;

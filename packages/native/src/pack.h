@@ -17,6 +17,8 @@ typedef struct nb_pack {
 int nb_pack_is_valid(const nb_pack *);
 int64_t nb_pack_source_bytes(const nb_pack *);
 int64_t nb_pack_target_bytes(const nb_pack *);
+/* The codes that a part reads. */
+const uint8_t *nb_pack_part_source(const nb_pack *, int part, int64_t *bytes);
 /* One part. */
 void nb_pack_rows(const nb_pack *, int part);
 

@@ -13,6 +13,11 @@ export interface ByteSource {
    * @throws FormatError when the range leaves the source; nothing is allocated then.
    */
   read(offset: number, length: number): Promise<Uint8Array>;
+  /**
+   * Of a mapped file: what was read so far is dropped from memory and comes back when it is looked at again.
+   * @throws FormatError when the file was cut short meanwhile: what was read may have been wrong.
+   */
+  drop?(): void;
   close(): Promise<void>;
 }
 

@@ -148,6 +148,11 @@ async function buildArtifact(
       ]),
     ),
     kv: manifest.kv as KvRecipe | null,
+    ...(reader.sources.every(({ drop }) => drop) && {
+      dropPages: () => {
+        for (const source of reader.sources) source.drop?.();
+      },
+    }),
     close: () => reader.close(),
   };
 }

@@ -5,6 +5,7 @@
  */
 import { createRequire } from "node:module";
 import { BackendError, nearestName, ResourceError } from "../core/errors.js";
+import type { MapFile } from "../core/file-source.js";
 import type {
   Backend,
   BackendStatus,
@@ -45,6 +46,10 @@ interface Addon {
   /** What pace.h decides for a team of `threads` after windows of [now, wall, worst, total] ns. */
   pace(threads: number, windows: Float64Array): number[];
   dispose(engine: EngineHandle): void;
+  /** A file of exactly this size as memory. Codes of its errors: packages/native/src/map_file.h. */
+  mapFile(path: string, bytes: number): ArrayBuffer;
+  /** Drops what was read of it; false when it was cut short. */
+  dropPages(buffer: ArrayBuffer): boolean;
   /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second); 0 when unknown. */
   ceiling(name: "dot" | "fma" | "read", threads: number, variant: string): number;
 }
@@ -58,6 +63,20 @@ export function loadAddon(): Addon {
   addon ??= createRequire(import.meta.url)("@nibble/native") as Addon;
   return addon;
 }
+
+/**
+ * Maps a file through the addon, for any backend; null where there is no addon or the system does not map this file.
+ * @param size what the file's size is known to be
+ */
+export const mapFile: MapFile = (path, size) => {
+  try {
+    const native = loadAddon();
+    const buffer = native.mapFile(path, size);
+    return { bytes: new Uint8Array(buffer), drop: () => native.dropPages(buffer) };
+  } catch {
+    return null; // then it is read, with the same result; what is wrong with a file shows there
+  }
+};
 
 const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
 const codeOf = (error: unknown) =>

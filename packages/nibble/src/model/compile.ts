@@ -169,7 +169,8 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     let collected = before;
     const collect = async () => {
       if (arena.usedBytes - collected < COLLECT_BYTES) return;
-      await dropGarbage();
+      if (model.dropPages) model.dropPages();
+      else await dropGarbage();
       collected = arena.usedBytes;
     };
     await collect();
@@ -186,6 +187,7 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
     }
     const layerBytes = arena.usedBytes - layersBefore;
     const edges = await placeEdges(arena, builder, model);
+    model.dropPages?.();
     const weightBytes = arena.usedBytes - before;
     const weightsEnd = arena.usedLines;
 

@@ -81,6 +81,11 @@ export interface Model {
   activationOverrides: Map<number, Partial<Record<Site, ActivationQuantizer | null>>>;
   /** Resolved cache recipe, or null for the exact default. */
   kv: KvRecipe | null;
+  /**
+   * Set when tensors are views of mapped files: drops what was read from memory; it comes back when it is read again.
+   * @throws FormatError when a file was cut short meanwhile
+   */
+  dropPages?(): void;
   close(): Promise<void>;
 }
 

@@ -7,6 +7,7 @@ import { openGgufModel } from "../formats/gguf-model.js";
 import { openHfFolder } from "../formats/hf-folder.js";
 import { isArtifact, loadArtifact } from "../formats/nibble-read.js";
 import { resolveModel } from "../hub/resolve.js";
+import { mapFile } from "../kernels/native.js";
 import { buildModel } from "../model/load.js";
 import type { Model } from "../model/model.js";
 
@@ -23,7 +24,7 @@ export async function loadModel(name: string, options: LoadOptions = {}): Promis
   const path = await resolveModel(name, options);
   if ((await stat(path)).isDirectory()) {
     const folder = await fileFolder(path);
-    if (isArtifact(folder)) return loadArtifact(folder);
+    if (isArtifact(folder)) return loadArtifact(await fileFolder(path, mapFile));
     const { config, source, files, id } = await openHfFolder(folder, modelId(name));
     return buildModel(config, source, files, id);
   }
