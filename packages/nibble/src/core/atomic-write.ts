@@ -20,8 +20,8 @@ export interface AtomicFile {
 /** Leftovers older than this are removed: no write takes that long between two flushes. */
 const STALE_MS = 24 * 3600 * 1000;
 
-/** A name beside `path` that no other process uses. */
-function temporary(path: string): string {
+/** A name beside `path` that no other process uses; what is left there is removed as `removeStale` says. */
+export function temporary(path: string): string {
   const stamp = Date.now().toString(36);
   return join(dirname(path), `.${basename(path)}.tmp-${stamp}-${randomBytes(4).toString("hex")}`);
 }

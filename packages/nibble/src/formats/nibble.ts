@@ -6,7 +6,8 @@ import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { writeFileAtomic, writeFolderAtomic } from "../core/atomic-write.js";
 import { storedBytes } from "../encodings/quant-tensor.js";
-import { describe, serialize } from "../encodings/serialize.js";
+import { describe, serialize, tensorPlan } from "../encodings/serialize.js";
+import type { QuantTensor } from "../encodings/types.js";
 import type { ModelConfig } from "../model/config.js";
 import {
   isTied,
@@ -15,6 +16,7 @@ import {
   type OnlineTransform,
   type SidecarFiles,
 } from "../model/model.js";
+import { rowBands } from "../model/row-bands.js";
 import { ARTIFACT_VERSION, type Manifest } from "./nibble-manifest.js";
 import { saveCheckpoint } from "./safetensors-save.js";
 import type { TensorToWrite } from "./safetensors-write.js";
@@ -40,6 +42,21 @@ export interface SavedArtifact {
 const bytesOf = (data: Float32Array) =>
   new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
+/** A float tensor in bands of rows. */
+async function* floatBytes(tensor: LazyTensor): AsyncGenerator<Uint8Array> {
+  for await (const { values } of rowBands(tensor)) yield bytesOf(values);
+}
+
+async function bytesOfPart(
+  module: string,
+  quant: () => Promise<QuantTensor>,
+  name: string,
+): Promise<Uint8Array> {
+  const part = serialize(module, await quant()).find((own) => own.name === name);
+  if (!part) throw new Error(`${name} is planned and not serialized`);
+  return part.bytes;
+}
+
 /**
  * Writes a model (whatever state it is in) as an artifact: beside its place, then renamed.
  * @throws ResourceError when the disk is full; nothing is left behind then
@@ -53,21 +70,18 @@ export async function saveArtifact(
   const linears: Manifest["linears"] = {};
   const tally = { linearBytes: 0, linearCount: 0, bytes: 0, count: 0 };
   const float = (name: string, tensor: LazyTensor) => {
-    tensors.push({
-      name,
-      dtype: "F32",
-      shape: tensor.shape,
-      data: async () => bytesOf(await tensor.read()),
-    });
+    tensors.push({ name, dtype: "F32", shape: tensor.shape, data: () => floatBytes(tensor) });
     return tensor.shape.reduce((a, b) => a * b, 1) * 4;
   };
   for (const { spec, weight, bias } of model.parameters.values()) {
     let bytes: number;
     if ("quant" in weight) {
       const quant = await weight.quant();
-      linears[spec.module] = describe(quant);
-      for (const { name, dtype, shape, bytes: data } of serialize(spec.module, quant)) {
-        tensors.push({ name, dtype, shape, data: () => data });
+      const description = describe(quant);
+      linears[spec.module] = description;
+      // Bytes are made when their turn comes: nothing is held twice, or at all where quant() reads a file.
+      for (const plan of tensorPlan(spec.module, description)) {
+        tensors.push({ ...plan, data: () => bytesOfPart(spec.module, weight.quant, plan.name) });
       }
       bytes = storedBytes(quant);
     } else bytes = float(`${spec.module}.weight`, weight);

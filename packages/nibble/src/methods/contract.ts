@@ -192,6 +192,11 @@ export interface SolverMethod<Options> extends MethodBase<Options> {
   estimate(shape: Shape, options: Options): Estimate;
   targets(options: Options): Targets;
   schedule?(options: Options): Schedule;
+  /**
+   * True when no row depends on another: large tables may then be solved in bands of rows, which `stackRows` must be able
+   * to put together.
+   */
+  byRows?(options: Options): boolean;
   /** Rescales the inputs of a site before its linears are solved. */
   readonly scaler?: SiteScaler<Options>;
   /**

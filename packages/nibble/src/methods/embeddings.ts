@@ -49,6 +49,7 @@ export const embeddings = defineMethod<EmbeddingOptions>({
   produces: (o) => gridProduces(grid(o)),
   estimate: (shape, o) => gridEstimate(shape, grid(o)),
   targets: ({ targets, ignore }) => ({ targets, ignore }),
+  byRows: ({ groupSize }) => groupSize !== "tensor",
   async solve(weight, { n, k, path }, _stats, options) {
     checkFinite(weight, path);
     return { tensor: roundToNearest(weight, n, k, grid(options)) };

@@ -68,6 +68,8 @@ export function applyMap(
 /** A tensor [n, k] (or [n]) with maps on its input side (each row) and its output side (each column). */
 class FoldedTensor implements LazyTensor {
   readonly shape: readonly number[];
+  /** Maps of the output side mix rows: then there is no part of them to be had. */
+  readonly readRows?: (from: number, to: number) => Promise<Float32Array>;
   readonly #base: LazyTensor;
   readonly #input: readonly ChannelMap[];
   readonly #output: readonly ChannelMap[];
@@ -77,6 +79,14 @@ class FoldedTensor implements LazyTensor {
     this.#base = base;
     this.#input = input;
     this.#output = output;
+    if (base.readRows && output.length === 0) {
+      this.readRows = async (from, to) => {
+        const rows = await base.readRows?.(from, to);
+        if (!rows) throw new Error("the base tensor lost its rows");
+        this.#foldRows(rows);
+        return rows;
+      };
+    }
   }
 
   /** `tensor` with one more map; chains stay flat, so that nothing is rounded in between. */
@@ -90,15 +100,7 @@ class FoldedTensor implements LazyTensor {
   async read(): Promise<Float32Array> {
     const w = await this.#base.read();
     const [n = 1, k = 1] = this.shape;
-    if (this.#input.length > 0) {
-      const step = Math.max(1, Math.floor(STRIP / k));
-      for (let row = 0; row < n; row += step) {
-        const part = w.subarray(row * k, Math.min(n, row + step) * k);
-        const x = Float64Array.from(part);
-        for (const map of this.#input) applyMap(map, x, part.length / k, k, 1);
-        part.set(x);
-      }
-    }
+    this.#foldRows(w);
     if (this.#output.length > 0) {
       const step = Math.min(k, Math.max(1, Math.floor(STRIP / n)));
       for (let column = 0; column < k; column += step) {
@@ -106,6 +108,18 @@ class FoldedTensor implements LazyTensor {
       }
     }
     return w;
+  }
+
+  #foldRows(w: Float32Array): void {
+    if (this.#input.length === 0) return;
+    const k = this.shape[1] ?? 1;
+    const step = Math.max(1, Math.floor(STRIP / k)) * k;
+    for (let at = 0; at < w.length; at += step) {
+      const part = w.subarray(at, at + step);
+      const x = Float64Array.from(part);
+      for (const map of this.#input) applyMap(map, x, part.length / k, k, 1);
+      part.set(x);
+    }
   }
 
   #foldColumns(w: Float32Array, n: number, k: number, from: number, count: number): void {

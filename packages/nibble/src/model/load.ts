@@ -113,11 +113,21 @@ function lazyTensor(
       checkFinite(values, name);
       return values;
     },
+    ...(shape.length === 2 && {
+      async readRows(from: number, to: number) {
+        const values = await source.readRows(name, from, to);
+        checkFinite(values, name, from * (shape[1] ?? 1));
+        return values;
+      },
+    }),
   };
 }
 
-/** @throws NumericError naming the tensor and the first index that is NaN or infinite. */
-export function checkFinite(values: Float32Array, name: string): void {
+/**
+ * @param offset index of the first value in its tensor
+ * @throws NumericError naming the tensor and the first index that is NaN or infinite.
+ */
+export function checkFinite(values: Float32Array, name: string, offset = 0): void {
   // x * 0 is 0 for finite x and NaN otherwise, so a sum tells whether to look closer; four, so that they overlap.
   let [a, b, c, d] = [0, 0, 0, 0];
   let i = 0;
@@ -130,7 +140,7 @@ export function checkFinite(values: Float32Array, name: string): void {
   for (; i < values.length; i++) a += (values[i] as number) * 0;
   if (a + b + c + d === 0) return;
   const index = values.findIndex((x) => !Number.isFinite(x));
-  throw new NumericError(`value ${index} is ${values[index]}`, {
+  throw new NumericError(`value ${offset + index} is ${values[index]}`, {
     place: `tensor ${name}`,
     hint: "The checkpoint is broken (or was stored in a type too narrow for it); fetch it again.",
   });

@@ -11,6 +11,8 @@ import type { ParameterSpec, Site } from "./roles.js";
 export interface LazyTensor {
   readonly shape: readonly number[];
   read(): Promise<Float32Array>;
+  /** Rows [from, to) of a matrix; absent where rows cannot be had without the rest. */
+  readRows?(from: number, to: number): Promise<Float32Array>;
 }
 
 /** Where weights come from: a safetensors folder, a GGUF file, memory. Names are HF tensor names. */

@@ -1,10 +1,12 @@
 /**
- * Streams calibration windows through a model block by block: the hidden states of all windows are kept, the weights of
- * one block at a time are in the arena. `observe` collects the statistics of every site of a block with its current
+ * Streams calibration windows through a model block by block: the hidden states of all windows are kept (in memory, or in
+ * a file), the weights of one block at a time are in the arena. `observe` collects the statistics of every site of a block with its current
  * weights; `advance` runs the block as it is now (quantized, if it has been) and moves the hidden states on.
  * Activation quantizers and cache quantization are off, as in the official GPTQ and QuaRot code.
  */
-import { NumericError } from "../core/errors.js";
+import { ModelError, NumericError } from "../core/errors.js";
+import { dropGarbage } from "../core/memory.js";
+import { decode } from "../encodings/quant-tensor.js";
 import { Arena } from "../graph/arena.js";
 import type { Backend, Engine } from "../kernels/contract.js";
 import { type CacheField, EPILOGUE, LINE, PAGE_TOKENS } from "../kernels/ops.js";
@@ -18,18 +20,15 @@ import {
   REGISTER,
   type SiteRecipe,
 } from "../model/lower.js";
-import type { Model } from "../model/model.js";
-import {
-  placeEdges,
-  placeEmbedding,
-  placeLayer,
-  placeSites,
-  siteWidth,
-} from "../model/place-model.js";
+import { type Model, parameter } from "../model/model.js";
+import { placeEdges, placeLayer, placeSites, siteWidth } from "../model/place-model.js";
 import { placeWeights } from "../model/place-weights.js";
 import { SITES, type Site } from "../model/roles.js";
+import { type RowBand, rowBands } from "../model/row-bands.js";
+import { type HiddenStates, hiddenInMemory, hiddenOnDisk } from "./hidden-states.js";
 
-const MAX_ROWS = 512;
+/** Rows of one run. */
+export const MAX_ROWS = 512;
 
 export interface SiteStats {
   count: number;
@@ -73,6 +72,8 @@ export interface BlockRunnerOptions {
     poolLines: number;
     tableBytes: number;
   };
+  /** Keeps hidden states in a file with this prefix (removed at once) instead of memory. Same values. */
+  spillTo?: string;
   signal?: AbortSignal;
 }
 
@@ -94,12 +95,11 @@ export class BlockRunner {
   readonly #cache: Record<CacheField, number>;
   readonly #scratchAt: number;
   readonly #perThread: number;
-  readonly #tokensAt: number;
   readonly #weightsMark: number;
   readonly #seqlen: number;
   readonly #batch: number;
-  /** Hidden states of each batch of windows, [windows * seqlen, hiddenSize]. */
-  #hidden: Float32Array[] = [];
+  /** Hidden states of all windows, [windows * seqlen, hiddenSize]. */
+  readonly #hidden: HiddenStates;
 
   private constructor(
     model: Model,
@@ -137,8 +137,11 @@ export class BlockRunner {
     }
     this.#perThread = scratchLines(this.#buffers.wide, this.#buffers.wide);
     this.#scratchAt = arena.alloc(engine.threads * this.#perThread * LINE);
-    this.#tokensAt = arena.alloc(rows * 4);
     this.#weightsMark = arena.mark();
+    const { spillTo, windows } = options;
+    this.#hidden = spillTo
+      ? hiddenOnDisk(spillTo, config.hiddenSize)
+      : hiddenInMemory(windows.length * seqlen, config.hiddenSize);
   }
 
   /** Embeds all windows. The caller disposes the runner. */
@@ -147,18 +150,21 @@ export class BlockRunner {
     if (seqlen === 0) throw new Error("no calibration windows");
     const batch = Math.max(1, Math.min(options.windows.length, Math.floor(MAX_ROWS / seqlen)));
     const { config } = model;
-    let largest = config.vocabSize * config.hiddenSize * 4.5 + config.hiddenSize ** 2 * 4;
-    let layer = 0;
+    let [layer, outputs] = [0, 0];
     for (const { spec } of model.parameters.values()) {
       if (spec.layer === 0)
         layer += Math.ceil((spec.shape[0] ?? 1) / 32) * 32 * ((spec.shape[1] ?? 1) * 4 + 64) + 4096;
+      if (spec.layer === 0) outputs += Math.ceil((spec.shape[0] ?? 1) / 32) * 32 * MAX_ROWS * 4;
     }
+    // Probes have the shapes of a block's linears and outputs of their own; captured inputs are no wider.
+    const probed = 2 * layer + outputs;
     for (const site of SITES) {
       const width = siteWidth(config, site);
       const copies = config.experts && site.startsWith("mlp") ? config.experts.count : 1;
       layer += copies * (width * width * 8 + width * 12 + 4096);
     }
-    largest = Math.max(largest, layer);
+    // Edges of the residual stream are placed while no block is.
+    const largest = Math.max(config.hiddenSize ** 2 * 8, layer, probed);
     const cache = options.cache(seqlen * batch, batch);
     const wide = Math.max(
       config.hiddenSize,
@@ -175,11 +181,13 @@ export class BlockRunner {
       16 * 2 ** 20;
     const arenaBytes = Math.ceil(bytes);
     const engine = await options.backend.createEngine({ arenaBytes, threads: options.threads });
+    let runner: BlockRunner | null = null;
     try {
-      const runner = new BlockRunner(model, options, engine, arenaBytes, seqlen, batch);
+      runner = new BlockRunner(model, options, engine, arenaBytes, seqlen, batch);
       await runner.#embed();
       return runner;
     } catch (error) {
+      if (runner) runner.#hidden.close();
       await engine.dispose();
       throw error;
     }
@@ -194,10 +202,13 @@ export class BlockRunner {
     return this.#options.windows.length * this.#seqlen;
   }
 
-  /** Statistics of the inputs of one block's sites, with the block's weights as they are now. */
+  /**
+   * Statistics of the inputs of one block's sites, with the block's weights as they are now. `lend`: Gram matrices are not
+   * copied out of the arena; they are good until the runner runs again.
+   */
   async observe(
     layer: number,
-    wanted: { hessian: boolean; absStats: boolean },
+    wanted: { hessian: boolean; absStats: boolean; lend?: boolean },
   ): Promise<BlockStats> {
     const arena = this.#arena;
     arena.reset(this.#weightsMark);
@@ -245,7 +256,8 @@ export class BlockRunner {
     for (const [key, { width, gramAt, sumAbsAt, maxAbsAt }] of places) {
       const entry: SiteStats = { count: counts.get(key) ?? 0 };
       if (gramAt >= 0) {
-        entry.hessian = arena.f64(gramAt, width * width).slice();
+        const gram = arena.f64(gramAt, width * width);
+        entry.hessian = wanted.lend ? gram : gram.slice();
         for (let i = 0; i < width; i++) {
           if (!Number.isFinite(entry.hessian[i * width + i])) {
             throw new NumericError(
@@ -409,6 +421,7 @@ export class BlockRunner {
   }
 
   async dispose(): Promise<void> {
+    this.#hidden.close();
     await this.#engine.dispose();
   }
 
@@ -421,28 +434,43 @@ export class BlockRunner {
     return placeLayer(this.#arena, builder, model, layer, 0, open, { dense: true });
   }
 
+  /** Rows of the table are copied as they are, band by band; then the edge of the residual stream, if it has one. */
   async #embed(): Promise<void> {
-    const builder = new ProgramBuilder();
-    const { config } = this.#model;
-    const { embed } = await placeEmbedding(this.#arena, builder, this.#model, {
-      dense: true,
-      head: false,
-    });
-    const edges = await placeEdges(this.#arena, builder, this.#model);
-    builder.emit("embed", {
-      rowsReg: REGISTER.rows,
-      dstAt: this.#buffers.residualAt,
-      ldDst: config.hiddenSize,
-      tokensAt: this.#tokensAt,
-      tableW: embed.weight,
-    });
-    edges.emitInput(builder, this.#buffers);
     const { windows } = this.#options;
-    for (let w = 0; w < windows.length; w += this.#batch) {
-      const count = Math.min(this.#batch, windows.length - w);
-      this.#hidden.push(new Float32Array(count * this.#seqlen * config.hiddenSize));
+    const { config, transforms } = this.#model;
+    const d = config.hiddenSize;
+    for (const [w, window] of windows.entries()) {
+      const position = window.findIndex((token) => token < 0 || token >= config.vocabSize);
+      if (position >= 0) {
+        throw new ModelError(
+          `token ${window[position]} of calibration window ${w} is not one of the model's ${config.vocabSize}`,
+          { hint: "tokenizer.json belongs to another model, or has tokens the embedding lacks" },
+        );
+      }
     }
+    for await (const { from, values } of this.#tableBands()) {
+      const to = from + values.length / d;
+      for (const [w, window] of windows.entries()) {
+        for (const [position, token] of window.entries()) {
+          if (token < from || token >= to) continue;
+          const row = values.subarray((token - from) * d, (token - from + 1) * d);
+          this.#hidden.write(w * this.#seqlen + position, row);
+        }
+      }
+      this.#options.signal?.throwIfAborted();
+    }
+    await dropGarbage();
+    if (!transforms.some(({ op, site }) => op === "edge" && site === "embed_out")) return;
+    const builder = new ProgramBuilder();
+    const edges = await placeEdges(this.#arena, builder, this.#model);
+    edges.emitInput(builder, this.#buffers);
     await this.#run(builder, (residual) => residual);
+  }
+
+  async *#tableBands(): AsyncGenerator<RowBand> {
+    const { weight } = parameter(this.#model, "embed");
+    if ("quant" in weight) yield { from: 0, values: decode(await weight.quant()) };
+    else yield* rowBands(weight);
   }
 
   /** Runs a program over all windows, chunk by chunk; `after` may give the rows that replace the hidden states. */
@@ -464,12 +492,12 @@ export class BlockRunner {
     const registers = new Int32Array(this.#engine.memory, 0, 256);
     const { windows } = this.#options;
     try {
-      for (const [batch, hidden] of this.#hidden.entries()) {
-        const rows = hidden.length / d;
+      for (let first = 0; first < windows.length; first += this.#batch) {
+        const batch = first / this.#batch;
+        const rows = Math.min(this.#batch, windows.length - first) * this.#seqlen;
         for (let start = 0; start < rows; start += maxRows) {
           this.#options.signal?.throwIfAborted();
           const count = Math.min(maxRows, rows - start);
-          const tokens = arena.i32(this.#tokensAt, count);
           const positions = arena.i32(positionsAt, count);
           const sequences = arena.i32(sequencesAt, count);
           for (let i = 0; i < count; i++) {
@@ -477,16 +505,13 @@ export class BlockRunner {
             const inBatch = Math.floor(row / this.#seqlen);
             positions[i] = row % this.#seqlen;
             sequences[i] = inBatch;
-            tokens[i] = (windows[batch * this.#batch + inBatch] as Int32Array)[
-              row % this.#seqlen
-            ] as number;
           }
           const residual = arena.f32(residualAt, count * d);
-          residual.set(hidden.subarray(start * d, (start + count) * d));
+          this.#hidden.read(first * this.#seqlen + start, residual);
           registers[REGISTER.rows] = count;
           await this.#engine.run(program);
           const replacement = after(residual, batch);
-          if (replacement) hidden.set(replacement, start * d);
+          if (replacement) this.#hidden.write(first * this.#seqlen + start, replacement);
         }
       }
     } finally {

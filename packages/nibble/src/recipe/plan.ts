@@ -16,6 +16,7 @@ import type { ParameterSpec } from "../model/roles.js";
 import { loadModel } from "../runtime/load-model.js";
 import { applyActivations, assignModules, stepsOf } from "./assign.js";
 import { recipeToJson } from "./load.js";
+import { type MemoryPlan, planMemory } from "./memory-plan.js";
 import type { Recipe } from "./schema.js";
 import { storedBits } from "./stored-bits.js";
 
@@ -36,8 +37,10 @@ export interface Plan {
   outputBytes: number;
   bitsPerWeight: { linears: number; whole: number };
   cacheBytesPerToken: number;
-  /** Estimate of the peak resident memory of `compress`. */
+  /** Estimate of the peak resident memory of `compress`, without a limit. */
   peakBytes: number;
+  /** The same with its cause, the smallest peak that --max-memory can be met with, and what that puts on disk. */
+  memory: MemoryPlan;
   flops: number;
   /** flops at `ASSUMED_FLOPS` a thread: the order of magnitude. */
   seconds: number;
@@ -50,8 +53,6 @@ export interface Plan {
 
 /** What one thread of a present-day processor does in these loops, floating-point operations per second. */
 const ASSUMED_FLOPS = 20e9;
-/** The process itself: Node, code, buffers of the kernels. */
-const PROCESS_BYTES = 150 * 2 ** 20;
 
 /** @throws RecipeError for a recipe that does not fit the model, ResourceError when memory cannot suffice */
 export async function plan(
@@ -62,10 +63,11 @@ export async function plan(
   const model = await loadModel(source, options);
   try {
     const result = await planModel(model, recipe);
-    if (result.peakBytes > totalmem()) {
+    const { smallest } = result.memory;
+    if (smallest.bytes > totalmem()) {
       throw new ResourceError(
-        `about ${formatBytes(result.peakBytes)} of memory are needed, this machine has ${formatBytes(totalmem())}`,
-        { hint: "Use fewer --samples or a smaller --seqlen, or a larger machine." },
+        `about ${formatBytes(smallest.bytes)} of memory are needed at least (${smallest.name}), this machine has ${formatBytes(totalmem())}`,
+        { hint: "Use cheaper methods, or a larger machine." },
         "memory",
       );
     }
@@ -76,23 +78,29 @@ export async function plan(
 }
 
 /**
- * Refuses a recipe whose estimated peak is above a limit.
- * @throws ResourceError code "memory" that says what would help
+ * Whether a run must keep on disk what it can to stay within a limit. `model` is not changed.
+ * @throws ResourceError code "memory" when even that is not enough, with the smallest limit that is
  */
-export async function checkMemory(
-  source: string,
+export async function fitMemory(
+  model: Model,
   recipe: Recipe,
   maxBytes: number,
-  options: { signal?: AbortSignal } = {},
-): Promise<void> {
-  const { peakBytes, calibration } = await plan(source, recipe, options);
-  if (peakBytes <= maxBytes) return;
+): Promise<{ lean: boolean; memory: MemoryPlan }> {
+  const parameters = new Map([...model.parameters].map(([path, own]) => [path, { ...own }]));
+  const copy: Model = {
+    ...model,
+    parameters,
+    transforms: [...model.transforms],
+    activationOverrides: new Map(model.activationOverrides),
+  };
+  const { memory } = await planModel(copy, recipe);
+  if (memory.peak.bytes <= maxBytes) return { lean: false, memory };
+  if (memory.smallest.bytes <= maxBytes) return { lean: true, memory };
+  const least = Math.ceil(memory.smallest.bytes / 2 ** 20);
   throw new ResourceError(
-    `about ${formatBytes(peakBytes)} of memory are needed, --max-memory allows ${formatBytes(maxBytes)}`,
+    `--max-memory allows ${formatBytes(maxBytes)}; with everything on disk that can be, ${memory.smallest.name} takes about ${least} MiB`,
     {
-      hint: calibration
-        ? "Use fewer --samples or a smaller --seqlen; their hidden states are what grows."
-        : "Blocks are already read one by one; the artifact itself must fit.",
+      hint: `Allow --max-memory ${least}MiB, or take a recipe with cheaper methods (nibble plan shows both peaks).`,
     },
     "memory",
   );
@@ -116,7 +124,7 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
 
   const byPath = new Map(assignments.map((assignment) => [assignment.spec.path, assignment]));
   const linears = { bits: 0, count: 0 };
-  let [outputBits, parameters, peakSolver, flops] = [0, 0, 0, 0];
+  let [outputBits, parameters, flops] = [0, 0, 0];
   for (const { spec, bias } of model.parameters.values()) {
     const count = elements(spec);
     const bits = storedBits(spec, byPath.get(spec.path));
@@ -135,17 +143,16 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
     linears.bits = allowed;
   }
   for (const { spec, method, options } of assignments) {
-    const cost = method.estimate(matrix(spec), options);
-    peakSolver = Math.max(peakSolver, cost.peakBytes + elements(spec) * 4);
-    flops += cost.flops;
+    flops += method.estimate(matrix(spec), options).flops;
   }
+  const scalings = recipe.steps.flatMap(({ method, options }) =>
+    method.kind === "scaling" ? [method.needs(options)] : [],
+  );
   const measures = budget !== null && budget.bits === null && budget.sensitivity === null;
   const calibrated =
     measures ||
     assignments.some(({ method, options }) => method.needs(options).calibration) ||
-    recipe.steps.some(
-      ({ method, options }) => method.kind === "scaling" && method.needs(options).calibration,
-    );
+    scalings.some(({ calibration }) => calibration);
   const { file, samples, seqlen } = recipe.calibration;
   const tokens = calibrated ? samples * seqlen : 0;
   // Statistics and propagation: two passes over the blocks. Self-written text costs one more over the whole model.
@@ -153,10 +160,16 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
   // One run of 512 tokens a layer, and the reference beside each.
   if (measures) flops += 2 * parameters * 512 * (model.config.numHiddenLayers * 2 + 1);
   const outputBytes = Math.ceil(outputBits / 8);
-  const block = blockBytes(specs);
-  const hidden = tokens * model.config.hiddenSize * 4;
-  const writing = calibrated && file === null ? parameters * 4 : 0;
-  const working = outputBytes + 2 * block + peakSolver + 2 * hidden;
+  const memory = planMemory({
+    config: model.config,
+    parameters: specs.map((spec) => ({ spec, assignment: byPath.get(spec.path) })),
+    scales: {
+      calibration: scalings.some((needs) => needs.calibration),
+      hessian: scalings.some((needs) => needs.hessian),
+    },
+    calibration: calibrated ? { samples, seqlen, written: file === null } : null,
+    measures,
+  });
   const kv = resolveKv(model.kv ?? kvPreset("fp32"), model.config);
   const seconds = flops / (ASSUMED_FLOPS * defaultThreads());
   return {
@@ -169,7 +182,8 @@ export async function planModel(model: Model, recipe: Recipe): Promise<Plan> {
       whole: outputBits / parameters,
     },
     cacheBytesPerToken: (kvBytes(kv, model.config, 64) - kvBytes(kv, model.config, 32)) / 32,
-    peakBytes: PROCESS_BYTES + Math.max(working, writing),
+    peakBytes: memory.peak.bytes,
+    memory,
     flops,
     seconds,
     calibration: calibrated
@@ -198,14 +212,4 @@ function elements(spec: ParameterSpec): number {
 function matrix(spec: ParameterSpec): { n: number; k: number } {
   const [n = 1, k = 1] = spec.shape;
   return { n, k };
-}
-
-/** Largest decoder block in f32. */
-function blockBytes(specs: readonly ParameterSpec[]): number {
-  const layers = new Map<number, number>();
-  for (const spec of specs) {
-    if (spec.layer === null) continue;
-    layers.set(spec.layer, (layers.get(spec.layer) ?? 0) + elements(spec) * 4);
-  }
-  return Math.max(0, ...layers.values());
 }

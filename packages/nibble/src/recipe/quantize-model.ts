@@ -3,8 +3,10 @@
  * linears of a site; a solved block is saved at once, so a killed run continues where it stopped with the same bytes.
  */
 import { InterruptedError } from "../core/errors.js";
+import { dropGarbage } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
+import { stackRows } from "../encodings/stack-rows.js";
 import type { QuantTensor } from "../encodings/types.js";
 import type { EngineLinalg } from "../linalg/engine-linalg.js";
 import {
@@ -19,6 +21,7 @@ import {
 } from "../methods/contract.js";
 import { type Model, type Parameter, parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
+import { rowBands } from "../model/row-bands.js";
 import { type BlockRunner, type BlockStats, statsKey } from "../observers/block-runner.js";
 import {
   InputScales,
@@ -54,6 +57,8 @@ export interface SolveRecord {
 export interface SolveState {
   load(unit: string): Promise<SolvedUnit | null>;
   save(unit: string, solved: SolvedUnit): Promise<void>;
+  /** One tensor of a saved unit, where units are kept outside of memory. */
+  tensor?(unit: string, path: string): Promise<QuantTensor>;
 }
 
 export interface SolvedUnit {
@@ -73,6 +78,11 @@ export interface QuantizeOptions {
   /** Made when the first layer needs statistics. */
   createRunner: () => Promise<BlockRunner>;
   state: SolveState;
+  /**
+   * Hold as little as possible: solved tensors are read from `state` whenever somebody asks for them, Gram matrices are
+   * not copied. The result is the same.
+   */
+  lean?: boolean;
   onProgress: OnProgress;
   signal?: AbortSignal;
 }
@@ -130,10 +140,12 @@ export async function quantizeModel(
           const rescales = index === 0 && scalings.length > 0;
           if (stage.length === 0 && !rescales) continue;
           if (calibrates && (needsRunner(stage) || rescales)) {
-            stats = await calibrates.observe(
-              layer,
-              wanted(stage, assignments, rescales ? scalings : []),
-            );
+            stats = null;
+            stats = await calibrates.observe(layer, {
+              ...wanted(stage, assignments, rescales ? scalings : []),
+              // The arena is used again before solving when the original block moves on first.
+              lend: options.lean === true && schedule.propagate !== "original",
+            });
           }
           if (index === 0 && calibrates && schedule.propagate === "original")
             await calibrates.advance(layer);
@@ -153,6 +165,7 @@ export async function quantizeModel(
             const record = await solveOne(target, stats, solved, ctx, inputs);
             record.notes.push(...(notes.get(record.path) ?? []));
             layerRecords.push(record);
+            if (options.lean) await dropGarbage();
           }
           for (const target of stage) install(target, solved);
         }
@@ -163,6 +176,8 @@ export async function quantizeModel(
         restoreScales(model, scales);
         for (const target of targets) install(target, solved);
       }
+      release(targets, unit, options);
+      await dropGarbage();
       if (calibrates && layer < lastCalibrated && schedule.propagate === "quantized") {
         await calibrates.advance(layer);
       }
@@ -198,6 +213,7 @@ export async function quantizeModel(
       });
     }
     for (const target of tables) install(target, solved);
+    release(tables, "embeddings", options);
     records.push(...tableRecords);
     onProgress({
       type: "step",
@@ -244,13 +260,27 @@ async function solveOne(
   // Behind a router every expert has statistics of its own; attention sites never do.
   const key = site ? statsKey(site, expert) : "";
   const calibrated = needsOf(assignment).calibration;
-  const result = await method.solve(
-    inputs.before(key, await target.weight.read()),
-    { n: shape[0] as number, k: shape[1] as number, path },
-    calibrated ? (stats?.get(key) ?? null) : null,
-    assignment.options,
-    solveContext(ctx, method.id, path),
-  );
+  const own = calibrated ? (stats?.get(key) ?? null) : null;
+  const k = shape[1] as number;
+  const solve = (weight: Float32Array) =>
+    method.solve(
+      weight,
+      { n: weight.length / k, k, path },
+      own,
+      assignment.options,
+      solveContext(ctx, method.id, path),
+    );
+  if (method.byRows?.(assignment.options) && role === null) {
+    const bands: QuantTensor[] = [];
+    for await (const { values } of rowBands(target.weight)) {
+      const { tensor } = await solve(values);
+      bands.push(tensor);
+      await dropGarbage();
+    }
+    solved.set(path, stackRows(bands));
+    return { path, method: method.id, notes: [] };
+  }
+  const result = await solve(inputs.before(key, await target.weight.read()));
   solved.set(path, inputs.after(key, result.tensor));
   return {
     path,
@@ -264,6 +294,18 @@ function install(target: Parameter, solved: Map<string, QuantTensor>): void {
   const tensor = solved.get(target.spec.path);
   if (!tensor) throw new Error(`${target.spec.path} was not solved`);
   target.weight = { quant: async () => tensor };
+}
+
+/** With `lean`, tensors that were saved are given up and read again on demand. */
+function release(targets: readonly Parameter[], unit: string, options: QuantizeOptions): void {
+  const { state } = options;
+  if (!options.lean || !state.tensor) return;
+  for (const target of targets) {
+    const { path } = target.spec;
+    target.weight = {
+      quant: () => (state.tensor as NonNullable<typeof state.tensor>)(unit, path),
+    };
+  }
 }
 
 function needsOf(assignment: Assignment | undefined): Needs {

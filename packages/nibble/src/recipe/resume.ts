@@ -11,7 +11,7 @@ import { fileSource } from "../core/file-source.js";
 import { nibbleHome } from "../core/home.js";
 import { describe, deserialize, type StoredDtype, serialize } from "../encodings/serialize.js";
 import type { QuantTensor } from "../encodings/types.js";
-import { openSafetensors } from "../formats/safetensors.js";
+import { openSafetensors, type SafetensorsReader } from "../formats/safetensors.js";
 import { saveSafetensors } from "../formats/safetensors-save.js";
 import type { SolveRecord, SolveState } from "./quantize-model.js";
 import type { SavedScale } from "./site-scales.js";
@@ -42,8 +42,33 @@ interface UnitFacts {
   scales: SavedScale[];
 }
 
+function factsOf(reader: SafetensorsReader): UnitFacts {
+  const facts = JSON.parse(reader.metadata.get("nibble") ?? "null") as UnitFacts | null;
+  if (!facts) throw new Error("no description");
+  return facts;
+}
+
+function readTensor(
+  reader: SafetensorsReader,
+  path: string,
+  description: unknown,
+): Promise<QuantTensor> {
+  return deserialize(path, description, async (name) => {
+    const entry = reader.tensors.get(name);
+    if (!entry) throw new Error(`${name} is missing`);
+    return {
+      name,
+      dtype: entry.dtype as StoredDtype,
+      shape: [...entry.shape],
+      bytes: await reader.readRaw(name),
+    };
+  });
+}
+
 export interface DiskState extends SolveState {
   readonly folder: string;
+  /** One tensor of a saved unit. */
+  tensor(unit: string, path: string): Promise<QuantTensor>;
   /** Units found when the state was opened. */
   remove(): Promise<void>;
 }
@@ -53,11 +78,27 @@ export interface DiskState extends SolveState {
  * @param log told when a damaged file of the state is solved again
  */
 export async function openDiskState(id: string, log: (line: string) => void): Promise<DiskState> {
-  const folder = join(nibbleHome(), "resume", id.slice(0, 32));
+  return openStateFolder(join(nibbleHome(), "resume", id.slice(0, 32)), log);
+}
+
+/** The same in a folder of the caller's choice. */
+export async function openStateFolder(
+  folder: string,
+  log: (line: string) => void,
+): Promise<DiskState> {
   await mkdir(folder, { recursive: true });
   const file = (unit: string) => join(folder, `${unit}.safetensors`);
   return {
     folder,
+    async tensor(unit, path) {
+      const source = await fileSource(file(unit));
+      try {
+        const reader = await openSafetensors(source);
+        return await readTensor(reader, path, factsOf(reader).modules[path]);
+      } finally {
+        await source.close();
+      }
+    },
     async load(unit) {
       let source: Awaited<ReturnType<typeof fileSource>>;
       try {
@@ -68,21 +109,10 @@ export async function openDiskState(id: string, log: (line: string) => void): Pr
       }
       try {
         const reader = await openSafetensors(source);
-        const facts = JSON.parse(reader.metadata.get("nibble") ?? "null") as UnitFacts | null;
-        if (!facts) throw new Error("no description");
+        const facts = factsOf(reader);
         const tensors = new Map<string, QuantTensor>();
         for (const [path, description] of Object.entries(facts.modules)) {
-          const tensor = await deserialize(path, description, async (name) => {
-            const entry = reader.tensors.get(name);
-            if (!entry) throw new Error(`${name} is missing`);
-            return {
-              name,
-              dtype: entry.dtype as StoredDtype,
-              shape: [...entry.shape],
-              bytes: await reader.readRaw(name),
-            };
-          });
-          tensors.set(path, tensor);
+          tensors.set(path, await readTensor(reader, path, description));
         }
         return { tensors, records: facts.records, scales: facts.scales };
       } catch (error) {

@@ -4,8 +4,9 @@
  */
 import { createHash } from "node:crypto";
 import { resolve } from "node:path";
+import { temporary } from "../core/atomic-write.js";
 import { ModelError } from "../core/errors.js";
-import { defaultThreads, peakRssBytes } from "../core/memory.js";
+import { defaultThreads, formatBytes, peakRssBytes } from "../core/memory.js";
 import type { OnProgress } from "../core/progress.js";
 import { Philox } from "../core/rng.js";
 import { VERSION } from "../core/version.js";
@@ -23,8 +24,10 @@ import { applyActivations, assignModules, stepsOf } from "./assign.js";
 import { allocateBudget, measureSensitivities } from "./budget.js";
 import { calibrationWindows } from "./calibration-windows.js";
 import { recipeToJson } from "./load.js";
+import { spilledText } from "./memory-plan.js";
+import { fitMemory } from "./plan.js";
 import { quantizeModel, type SolveRecord } from "./quantize-model.js";
-import { fingerprint, noState, openDiskState } from "./resume.js";
+import { type DiskState, fingerprint, noState, openDiskState, openStateFolder } from "./resume.js";
 import type { Recipe } from "./schema.js";
 
 export interface CompressOptions {
@@ -34,6 +37,12 @@ export interface CompressOptions {
   threads?: number;
   /** Keep solved layers under NIBBLE_HOME so that a killed run continues; default true. */
   resume?: boolean;
+  /**
+   * Bytes that the process may use. When the plan needs more, hidden states of the calibration text and solved tensors
+   * are kept on disk beside the output; the artifact is the same to the byte. A model that was given as an object cannot
+   * read its quantized weights any more after such a run: open the artifact.
+   */
+  maxMemory?: number;
   onProgress?: OnProgress;
   signal?: AbortSignal;
 }
@@ -52,7 +61,7 @@ export interface CompressResult {
 }
 
 /**
- * @throws RecipeError, ModelError, NumericError, ResourceError naming place and next step; InterruptedError after an
+ * @throws RecipeError, ModelError, NumericError, ResourceError (also when `maxMemory` is too small) naming place and next step; InterruptedError after an
  * abort, with every finished layer saved
  */
 export async function compress(
@@ -74,11 +83,19 @@ export async function compress(
           ...(options.signal ? { signal: options.signal } : {}),
         })
       : source;
+  let unresumed: DiskState | null = null;
   try {
     if ([...model.parameters.values()].some((p) => "quant" in p.weight)) {
       throw new ModelError(`${model.source.id} is already quantized`, {
         hint: "compress the original model; quantizing twice only adds error",
       });
+    }
+    let lean = false;
+    if (options.maxMemory !== undefined) {
+      const fit = await fitMemory(model, recipe, options.maxMemory);
+      lean = fit.lean;
+      if (lean)
+        log(`on disk to stay within ${formatBytes(options.maxMemory)}: ${spilledText(fit.memory)}`);
     }
     const backend = await selectBackend(options.backend ?? "auto", (line) => log(line));
     const status = await backend.status();
@@ -133,8 +150,15 @@ export async function compress(
       backend: backendName,
       version: VERSION,
     });
+    const warn = (line: string) => log(line, "warn");
+    const beside = temporary(output);
     const state =
-      options.resume === false ? null : await openDiskState(id, (line) => log(line, "warn"));
+      options.resume !== false
+        ? await openDiskState(id, warn)
+        : lean
+          ? await openStateFolder(`${beside}-solved`, warn)
+          : null;
+    if (options.resume === false) unresumed = state;
     const linalg = await createKernelLinalg(backend, threads, largestShape(model));
     let layers: SolveRecord[];
     try {
@@ -150,9 +174,11 @@ export async function compress(
             windows: tokens,
             cache: (tokens, sequences) =>
               planCache(kvPreset("fp32"), model.config, { tokens, sequences, layers: 1 }),
+            ...(lean ? { spillTo: `${beside}-hidden` } : {}),
             ...(options.signal ? { signal: options.signal } : {}),
           }),
         state: state ?? noState,
+        lean,
         onProgress,
         ...(options.signal ? { signal: options.signal } : {}),
       });
@@ -186,6 +212,7 @@ export async function compress(
     onProgress({ type: "step", stage: "writing", item: 1, total: 1, name: "artifact" });
     return result;
   } finally {
+    await unresumed?.remove();
     if (typeof source === "string") await model.close();
   }
 }

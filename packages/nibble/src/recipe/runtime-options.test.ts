@@ -1,4 +1,4 @@
-/** What is decided when a model runs or a compression starts: inputs of weight-only models, a limit of memory. */
+/** What is decided when a model runs: inputs of weight-only models. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -7,7 +7,6 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { allLogits } from "../runtime/logits.js";
 import { openModel } from "../runtime/open.js";
 import { recipeFromObject } from "./load.js";
-import { checkMemory } from "./plan.js";
 import { compress } from "./run.js";
 
 const model = fileURLToPath(new URL("../../test/golden/models/llama-tied", import.meta.url));
@@ -54,13 +53,4 @@ it("a weight-only model runs on 8-bit inputs when asked: near, and not the same"
   await expect(logits(stored, "i8")).rejects.toMatchObject({
     message: expect.stringContaining("artifact says"),
   });
-});
-
-it("a limit of memory is checked before anything is read, and says what would help", async () => {
-  const recipe = recipeFromObject({ version: 1, steps: ["gptq"] });
-  await expect(checkMemory(model, recipe, 2 ** 20)).rejects.toMatchObject({
-    code: "memory",
-    hint: expect.stringContaining("--samples"),
-  });
-  await expect(checkMemory(model, recipe, 2 ** 34)).resolves.toBeUndefined();
 });

@@ -33,7 +33,7 @@ export const compress = defineVerb<Options>({
     engineOptions(command);
     command.option(
       "--max-memory <size>",
-      "refuse to start when the plan needs more, e.g. 4GiB",
+      "stay within this, e.g. 4GiB: what need not be in memory goes to disk",
       parseBytes,
     );
     command.option("--no-resume", "keep no state of unfinished runs, and use none");
@@ -45,14 +45,11 @@ export const compress = defineVerb<Options>({
     const { compress: run } = await import("../../recipe/run.js");
     const { evaluateRecipe } = await import("../../recipe/gates.js");
     await checkOutput(options.output);
-    if (options.maxMemory !== undefined) {
-      const { checkMemory } = await import("../../recipe/plan.js");
-      await checkMemory(model, recipe, options.maxMemory, { signal });
-    }
     const engine = { backend: options.backend, ...defined({ threads: options.threads }) };
     const result = await run(model, recipe, {
       output: options.output,
       resume: options.resume,
+      ...defined({ maxMemory: options.maxMemory }),
       onProgress,
       signal,
       ...engine,

@@ -19,6 +19,7 @@ export const plan = defineVerb<RecipeOptions>({
     const { loadRecipe } = await import("../../recipe/load.js");
     const recipe = await loadRecipe(options);
     const { plan: planRecipe } = await import("../../recipe/plan.js");
+    const { spilledText } = await import("../../recipe/memory-plan.js");
     const result = await planRecipe(model, recipe, { onProgress, signal });
     for (const warning of result.warnings) output.warn(warning);
     return {
@@ -43,7 +44,12 @@ export const plan = defineVerb<RecipeOptions>({
           ],
           ["linears", `${result.bitsPerWeight.linears.toFixed(3)} bits per weight`],
           ["cache", `${formatBytes(result.cacheBytesPerToken)} per token`],
-          ["peak memory", `about ${formatBytes(result.peakBytes)}`],
+          ["peak memory", `about ${formatBytes(result.peakBytes)} (${result.memory.peak.name})`],
+          [
+            "with --max-memory",
+            `down to ${formatBytes(result.memory.smallest.bytes)} (${result.memory.smallest.name})`,
+          ],
+          ["then on disk", spilledText(result.memory)],
           ["time", `about ${formatSeconds(result.seconds)} (${formatCount(result.flops)}FLOP)`],
           ["calibration", result.calibration ?? "not needed"],
         ]),
