@@ -9,6 +9,8 @@ export default defineConfig({
   test: {
     pool: "forks",
     maxWorkers: 2,
+    // Artifacts that tests make are not worth keeping; runtime/prepared.test.ts sets its own.
+    env: { NIBBLE_PREPARED: "off" },
     projects: [
       {
         extends: true,

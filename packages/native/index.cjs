@@ -20,4 +20,4 @@ if (!found) {
     `no native addon for ${process.platform}-${process.arch}: none is prebuilt and none was built (npm run build)`,
   );
 }
-module.exports = require(found);
+module.exports = { ...require(found), file: found };

@@ -42,6 +42,7 @@ typedef struct {
 
 typedef struct engine {
   arena_map *arena;
+  nb_map *panels; /* part of the arena that is a mapped file, or NULL */
   nb_team *team;
   int threads, has_dispatcher, disposed;
   int64_t bytes;
@@ -74,15 +75,17 @@ static void release_arena(arena_map *a) {
   free(a);
 }
 
+#ifdef MAP_NORESERVE
+#define ARENA_FLAGS (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+#else
+#define ARENA_FLAGS (MAP_PRIVATE | MAP_ANONYMOUS)
+#endif
+
 static arena_map *map_arena(size_t bytes) {
   arena_map *a = malloc(sizeof *a);
   if (!a) return NULL;
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-#ifdef MAP_NORESERVE
-  flags |= MAP_NORESERVE;
-#endif
   a->mapped_bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
-  a->mapped = mmap(NULL, a->mapped_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  a->mapped = mmap(NULL, a->mapped_bytes, PROT_READ | PROT_WRITE, ARENA_FLAGS, -1, 0);
   if (a->mapped == MAP_FAILED) {
     free(a);
     return NULL;
@@ -122,6 +125,13 @@ static void *dispatch(void *arg) {
   }
 }
 
+/* Status of a run during which the mapped weights were found to be gone. */
+#define STATUS_LOST (-2)
+
+static int32_t status_of(const engine *e, int32_t status) {
+  return e->panels && atomic_load(&e->panels->lost) ? STATUS_LOST : status;
+}
+
 /* On the JavaScript thread: the run is over. */
 static void settle(napi_env env, napi_value callback, void *context, void *data) {
   engine *e = context;
@@ -132,8 +142,20 @@ static void settle(napi_env env, napi_value callback, void *context, void *data)
   e->busy = 0;
   napi_unref_threadsafe_function(env, e->done);
   napi_delete_reference(env, e->program_ref);
-  napi_create_int32(env, e->status, &status);
+  napi_create_int32(env, status_of(e, e->status), &status);
   napi_resolve_deferred(env, e->deferred, status);
+}
+
+/* Puts plain memory in the place of the mapped file: fresh zeros. */
+static void leave_panels(engine *e) {
+  uint8_t *base = atomic_load(&e->panels->base);
+  const size_t bytes = atomic_load(&e->panels->bytes);
+  if (mmap(base, bytes, PROT_READ | PROT_WRITE, ARENA_FLAGS | MAP_FIXED, -1, 0) == MAP_FAILED) return; /* the file stays */
+#ifdef MADV_HUGEPAGE
+  madvise(base, bytes, MADV_HUGEPAGE);
+#endif
+  nb_map_forget(e->panels);
+  e->panels = NULL;
 }
 
 static void stop_engine(engine *e) {
@@ -154,6 +176,7 @@ static void engine_finalize(napi_env env, void *data, void *hint) {
   (void)env;
   (void)hint;
   stop_engine(e);
+  if (e->panels) nb_map_forget(e->panels);
   release_arena(e->arena);
   free(e);
 }
@@ -330,7 +353,7 @@ static int begin(napi_env env, napi_callback_info info, napi_value *args, engine
   return 1;
 }
 
-/* run(engine, program): Promise<status word> */
+/* run(engine, program): Promise<status word>; -2: the mapped weights were cut short */
 static napi_value run(napi_env env, napi_callback_info info) {
   napi_value args[2], promise;
   engine *e;
@@ -353,7 +376,8 @@ static napi_value run_sync(napi_env env, napi_callback_info info) {
   engine *e;
   nb_program *p;
   if (!begin(env, info, args, &e, &p)) return NULL;
-  napi_create_int32(env, nb_team_run(e->team, p), &result);
+  const int32_t status = nb_team_run(e->team, p);
+  napi_create_int32(env, status_of(e, status), &result);
   return result;
 }
 
@@ -364,6 +388,7 @@ static napi_value dispose(napi_env env, napi_callback_info info) {
   if (!arguments(env, info, 1, args) || !(e = handle_of(env, args[0], &engine_tag)) || e->disposed) return NULL;
   if (e->busy) return fail(env, "busy", "the engine is running a program");
   stop_engine(e);
+  if (e->panels) leave_panels(e);
 #ifdef MADV_DONTNEED
   madvise(e->arena->base, e->arena->mapped_bytes - HUGE_PAGE, MADV_DONTNEED);
 #endif
@@ -378,22 +403,37 @@ static void map_finalize(napi_env env, void *data, void *hint) {
   nb_map_free(hint);
 }
 
+/* A path from JavaScript, to be freed; NULL when it is no string or holds a zero byte. */
+static char *path_of(napi_env env, napi_value value) {
+  size_t length;
+  if (napi_get_value_string_utf8(env, value, NULL, 0, &length) != napi_ok) return NULL;
+  char *path = malloc(length + 1);
+  if (!path) return NULL;
+  napi_get_value_string_utf8(env, value, path, length + 1, &length);
+  if (strlen(path) == length) return path;
+  free(path);
+  return NULL;
+}
+
+/* A whole number of bytes, or -1. */
+static int64_t bytes_of(napi_env env, napi_value value) {
+  double bytes;
+  if (napi_get_value_double(env, value, &bytes) != napi_ok || !(bytes >= 0 && bytes <= 1e15)) return -1;
+  return (double)(int64_t)bytes == bytes ? (int64_t)bytes : -1;
+}
+
 /* mapFile(path, bytes): ArrayBuffer over a file of exactly this size; see map_file.h for the codes of its errors. */
 static napi_value map_file(napi_env env, napi_callback_info info) {
   napi_value args[2], result;
-  double bytes;
-  size_t length;
   const char *code, *why;
   if (!arguments(env, info, 2, args)) return NULL;
-  if (napi_get_value_string_utf8(env, args[0], NULL, 0, &length) != napi_ok || napi_get_value_double(env, args[1], &bytes) != napi_ok ||
-      !(bytes >= 0 && bytes <= 1e15)) {
+  const int64_t bytes = bytes_of(env, args[1]);
+  char *path = path_of(env, args[0]);
+  if (!path || bytes < 0) {
+    free(path);
     return fail(env, "usage", "mapFile(path, bytes)");
   }
-  char *path = malloc(length + 1);
-  if (!path) return fail(env, "memory", "out of memory");
-  napi_get_value_string_utf8(env, args[0], path, length + 1, &length);
-  nb_map *map = strlen(path) == length ? nb_map_file(path, (int64_t)bytes, &code, &why) : NULL;
-  if (strlen(path) != length) code = "open", why = "a path holds no zero bytes";
+  nb_map *map = nb_map_file(path, bytes, &code, &why);
   free(path);
   if (!map) return fail(env, code, why);
   if (napi_create_external_arraybuffer(env, map->base, (size_t)bytes, map_finalize, map, &result) != napi_ok) {
@@ -418,6 +458,91 @@ static napi_value drop_pages(napi_env env, napi_callback_info info) {
   }
   nb_map_drop(map);
   napi_get_boolean(env, !atomic_load(&map->lost), &result);
+  return result;
+}
+
+/* Panels are summed in pieces, so that all threads can share them. */
+#define SUM_PIECE ((int64_t)1 << 21)
+
+typedef struct {
+  uint8_t *at;
+  int64_t bytes;
+  uint64_t *sums;       /* to be written */
+  const uint8_t *known; /* or, when set, to be compared with */
+  _Atomic int64_t next;
+  _Atomic int wrong;
+} sum_job;
+
+static int64_t sum_pieces(int64_t bytes) { return (bytes + SUM_PIECE - 1) / SUM_PIECE; }
+
+static void sum_parts(void *arg, int thread) {
+  sum_job *job = arg;
+  const int64_t pieces = sum_pieces(job->bytes);
+  (void)thread;
+  for (int64_t i = atomic_fetch_add(&job->next, 1); i < pieces; i = atomic_fetch_add(&job->next, 1)) {
+    const int64_t from = i * SUM_PIECE, bytes = job->bytes - from < SUM_PIECE ? job->bytes - from : SUM_PIECE;
+    if (job->known) nb_map_populate(job->at + from, (size_t)bytes);
+    const uint64_t sum = nb_checksum(job->at + from, bytes);
+    if (job->sums) job->sums[i] = sum;
+    else if (memcmp(&sum, job->known + i * 8, 8)) atomic_store(&job->wrong, 1);
+  }
+}
+
+/* A part of the arena that a file may stand for. */
+static int is_panels(const engine *e, int64_t line, int64_t bytes) {
+  return bytes > 0 && bytes % MAP_GRAIN == 0 && line >= MAP_GRAIN / LINE && line % (MAP_GRAIN / LINE) == 0 &&
+         line <= e->bytes / LINE && bytes <= e->bytes - line * LINE;
+}
+
+/* panelSums(engine, line, bytes): ArrayBuffer of a sum for every 2 MiB of these bytes of the arena. */
+static napi_value panel_sums(napi_env env, napi_callback_info info) {
+  napi_value args[3], result;
+  engine *e;
+  int64_t line;
+  void *sums;
+  if (!arguments(env, info, 3, args) || !(e = engine_of(env, args[0]))) return NULL;
+  if (e->busy) return fail(env, "busy", "the engine is running a program");
+  const int64_t bytes = bytes_of(env, args[2]);
+  if (napi_get_value_int64(env, args[1], &line) != napi_ok || !is_panels(e, line, bytes)) {
+    return fail(env, "usage", "panelSums(engine, line, bytes)");
+  }
+  if (napi_create_arraybuffer(env, (size_t)sum_pieces(bytes) * 8, &sums, &result) != napi_ok) return fail(env, "memory", "out of memory");
+  sum_job job = {.at = e->arena->base + line * LINE, .bytes = bytes, .sums = sums};
+  nb_team_share(e->team, sum_parts, &job);
+  return result;
+}
+
+/*
+ * mapPanels(engine, path, fileBytes, offset, line, bytes, Uint8Array of sums): these bytes of the arena become those of the
+ * file, without a copy; once an engine. False, and fresh zeros in the arena, when the sums say otherwise. Errors as mapFile.
+ */
+static napi_value map_panels(napi_env env, napi_callback_info info) {
+  napi_value args[7], result;
+  napi_typedarray_type type;
+  engine *e;
+  int64_t line;
+  size_t length;
+  void *sums;
+  const char *code, *why;
+  if (!arguments(env, info, 7, args) || !(e = engine_of(env, args[0]))) return NULL;
+  if (e->busy) return fail(env, "busy", "the engine is running a program");
+  const int64_t file_bytes = bytes_of(env, args[2]), offset = bytes_of(env, args[3]), bytes = bytes_of(env, args[5]);
+  if (napi_get_value_int64(env, args[4], &line) != napi_ok || !is_panels(e, line, bytes) || e->panels || offset < 0 ||
+      offset % MAP_GRAIN || file_bytes < bytes || offset > file_bytes - bytes ||
+      napi_get_typedarray_info(env, args[6], &type, &length, &sums, NULL, NULL) != napi_ok || type != napi_uint8_array ||
+      (int64_t)length != sum_pieces(bytes) * 8) {
+    return fail(env, "usage", "mapPanels(engine, path, fileBytes, offset, line, bytes, sums)");
+  }
+  char *path = path_of(env, args[1]);
+  if (!path) return fail(env, "usage", "mapPanels needs a path");
+  e->panels = nb_map_over(e->arena->base + line * LINE, path, file_bytes, offset, bytes, &code, &why);
+  free(path);
+  if (!e->panels) return fail(env, code, why);
+  sum_job job = {.at = e->arena->base + line * LINE, .bytes = bytes, .known = sums};
+  nb_team_share(e->team, sum_parts, &job);
+  const int whole = !atomic_load(&job.wrong) && !atomic_load(&e->panels->lost);
+  if (!whole) leave_panels(e);
+  napi_get_boolean(env, whole, &result);
   return result;
 }
 
@@ -555,6 +680,7 @@ static napi_value init(napi_env env, napi_value exports) {
       EXPORT("run", run),           EXPORT("runSync", run_sync), EXPORT("dispose", dispose), EXPORT("ceiling", ceiling),
       EXPORT("pack", pack),         EXPORT("sparse", sparse), EXPORT("schedule", schedule), EXPORT("pace", pace),
       EXPORT("mapFile", map_file),  EXPORT("dropPages", drop_pages),
+      EXPORT("mapPanels", map_panels), EXPORT("panelSums", panel_sums),
 #undef EXPORT
   };
   napi_define_properties(env, exports, sizeof all / sizeof all[0], all);

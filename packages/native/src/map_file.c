@@ -75,43 +75,83 @@ static nb_map *refuse(const char **code, const char **why, const char *c, const 
   return NULL;
 }
 
-nb_map *nb_map_file(const char *path, int64_t bytes, const char **code, const char **why) {
-  struct stat facts, again;
+/* An open regular file of this size that is not empty, or -1. */
+static int open_sized(const char *path, int64_t bytes, const char **code, const char **why) {
+  struct stat facts;
   const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) return refuse(code, why, "open", strerror(errno));
+  if (file < 0) {
+    refuse(code, why, "open", strerror(errno));
+    return -1;
+  }
   if (fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode)) {
-    close(file);
-    return refuse(code, why, "file", "not a regular file");
+    refuse(code, why, "file", "not a regular file");
+  } else if (facts.st_size == 0) {
+    refuse(code, why, "empty", "an empty file cannot be mapped");
+  } else if (facts.st_size != bytes) {
+    refuse(code, why, "changed", "the file has another size");
+  } else {
+    return file;
   }
-  if (facts.st_size == 0) {
-    close(file);
-    return refuse(code, why, "empty", "an empty file cannot be mapped");
-  }
-  if (facts.st_size != bytes) {
-    close(file);
-    return refuse(code, why, "changed", "the file has another size");
-  }
-  void *base = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
-  const int same = base != MAP_FAILED && fstat(file, &again) == 0 && again.st_size == facts.st_size;
   close(file);
-  if (base == MAP_FAILED) return refuse(code, why, "memory", "the system does not map a file of this size");
-  if (!same) {
-    munmap(base, (size_t)bytes);
-    return refuse(code, why, "changed", "the file changed its size while it was opened");
-  }
+  return -1;
+}
+
+static int keeps_size(int file, int64_t bytes) {
+  struct stat facts;
+  return fstat(file, &facts) == 0 && facts.st_size == bytes;
+}
+
+/* Enters a mapping into the table; NULL when it is full. */
+static nb_map *record(uint8_t *base, size_t bytes) {
+  nb_map *found = NULL;
   watch_once();
   pthread_mutex_lock(&lock);
-  for (int i = 0; i < MAX_MAPS; i++) {
+  for (int i = 0; i < MAX_MAPS && !found; i++) {
     if (atomic_load(&maps[i].base)) continue;
-    atomic_store(&maps[i].lost, 0);
-    atomic_store(&maps[i].bytes, (size_t)bytes);
-    atomic_store(&maps[i].base, base);
-    pthread_mutex_unlock(&lock);
-    return &maps[i];
+    found = &maps[i];
+    atomic_store(&found->lost, 0);
+    atomic_store(&found->bytes, bytes);
+    atomic_store(&found->base, base);
   }
   pthread_mutex_unlock(&lock);
+  return found;
+}
+
+nb_map *nb_map_file(const char *path, int64_t bytes, const char **code, const char **why) {
+  const int file = open_sized(path, bytes, code, why);
+  if (file < 0) return NULL;
+  void *base = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+  const int same = base != MAP_FAILED && keeps_size(file, bytes);
+  close(file);
+  if (base == MAP_FAILED) return refuse(code, why, "memory", "the system does not map a file of this size");
+  nb_map *map = same ? record(base, (size_t)bytes) : NULL;
+  if (map) return map;
   munmap(base, (size_t)bytes);
+  if (!same) return refuse(code, why, "changed", "the file changed its size while it was opened");
   return refuse(code, why, "memory", "too many files are mapped");
+}
+
+nb_map *nb_map_over(uint8_t *target, const char *path, int64_t file_bytes, int64_t offset, int64_t bytes, const char **code,
+                    const char **why) {
+  const int file = open_sized(path, file_bytes, code, why);
+  if (file < 0) return NULL;
+  nb_map *map = record(target, (size_t)bytes);
+  void *at = MAP_FAILED;
+  if (map) at = mmap(target, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, (off_t)offset);
+  const int same = keeps_size(file, file_bytes);
+  close(file);
+  if (!map) return refuse(code, why, "memory", "too many files are mapped");
+  /* A file that shrinks from here on is noticed when its missing pages are read. */
+  if (!same) atomic_store(&map->lost, 1);
+  if (at != MAP_FAILED) return map;
+  nb_map_forget(map);
+  return refuse(code, why, "memory", "the system does not map a file of this size");
+}
+
+void nb_map_forget(nb_map *map) {
+  pthread_mutex_lock(&lock);
+  atomic_store(&map->base, NULL);
+  pthread_mutex_unlock(&lock);
 }
 
 void nb_map_drop(nb_map *map) {
@@ -135,9 +175,25 @@ void nb_map_populate(const void *from, size_t bytes) {
 void nb_map_free(nb_map *map) {
   uint8_t *base = atomic_load(&map->base);
   const size_t bytes = atomic_load(&map->bytes);
-  /* Given up first: from then on the same addresses may belong to something else. */
-  pthread_mutex_lock(&lock);
-  atomic_store(&map->base, NULL);
-  pthread_mutex_unlock(&lock);
+  nb_map_forget(map); /* first: from then on the same addresses may belong to something else */
   munmap(base, bytes);
+}
+
+uint64_t nb_checksum(const uint8_t *at, int64_t bytes) {
+  uint64_t lanes[8];
+  for (int i = 0; i < 8; i++) lanes[i] = 0x9e3779b97f4a7c15u * (uint64_t)(i + 1);
+  for (int64_t done = 0; done + 64 <= bytes; done += 64) {
+    uint64_t words[8];
+    memcpy(words, at + done, 64);
+    for (int i = 0; i < 8; i++) {
+      const uint64_t x = lanes[i] ^ words[i];
+      lanes[i] = (x << 29 | x >> 35) * 0xff51afd7ed558ccdu;
+    }
+  }
+  uint64_t sum = (uint64_t)bytes;
+  for (int i = 0; i < 8; i++) {
+    sum = (sum ^ lanes[i]) * 0xc4ceb9fe1a85ec53u;
+    sum ^= sum >> 32;
+  }
+  return sum;
 }

@@ -40,9 +40,10 @@ async function removeStale(path: string): Promise<void> {
 
 /**
  * Starts a file that replaces `path` on commit. Its folder is made when it is missing.
+ * @param durable false for what can be made again and is checked when it is read: then a loss of power may leave it damaged
  * @throws ResourceError when the disk is full or the place may not be written.
  */
-export async function atomicFile(path: string): Promise<AtomicFile> {
+export async function atomicFile(path: string, durable = true): Promise<AtomicFile> {
   const beside = temporary(path);
   let handle: FileHandle;
   try {
@@ -71,10 +72,10 @@ export async function atomicFile(path: string): Promise<AtomicFile> {
     },
     async commit() {
       try {
-        await handle.sync();
+        if (durable) await handle.sync();
         await end();
         await rename(beside, path);
-        await syncFolder(dirname(path));
+        if (durable) await syncFolder(dirname(path));
       } catch (cause) {
         throw writeError(path, cause);
       }

@@ -36,6 +36,12 @@ export class Arena {
     return at;
   }
 
+  /** Goes on at a multiple of `bytes` bytes, itself one of a line. */
+  align(bytes: number): void {
+    const lines = bytes / LINE;
+    this.#nextLine = Math.ceil(this.#nextLine / lines) * lines;
+  }
+
   allocF32(count: number): number {
     return this.alloc(count * 4);
   }

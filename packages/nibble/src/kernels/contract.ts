@@ -34,6 +34,22 @@ export interface PackJob {
   interleaved: boolean;
 }
 
+/** Lines, bytes and offsets of panel files are multiples of this many bytes: at least a page of memory everywhere. */
+export const PANEL_GRAIN = 1 << 16;
+
+/** A file that holds a part of an arena as it lies there. */
+export interface PanelFile {
+  path: string;
+  /** Size that the whole file has. */
+  fileBytes: number;
+  /** Where in the file the panels begin, and where in the arena. */
+  offset: number;
+  line: number;
+  bytes: number;
+  /** What `panelSums` gave for these bytes. */
+  sums: Uint8Array;
+}
+
 export interface Engine {
   readonly backend: BackendId;
   /** Which kernels run, e.g. "avx512vnni", "wasm-relaxed", "wasm-simd", "typescript". */
@@ -49,6 +65,15 @@ export interface Engine {
   runSync(program: LoadedProgram): void;
   /** Packs codes on all threads; absent on backends that have no faster way than `PanelWriter`. */
   pack?(job: PackJob): void;
+  /**
+   * Makes the pages of a file a part of the arena, without a copy: what the arena reads there are the file's bytes, what is
+   * written there stays in this process. Once an engine; absent on backends that cannot.
+   * @returns false when the bytes are not those that were summed; the part then holds zeros
+   * @throws an error when there is no such file, or the system does not map it
+   */
+  mapPanels?(file: PanelFile): boolean;
+  /** Checksums of a part of the arena, 8 bytes for every 2 MiB. */
+  panelSums?(line: number, bytes: number): Uint8Array;
   /** Lines [from, to) will be touched here and there only: memory is better given in small pages. */
   sparse?(fromLine: number, toLine: number): void;
   /** Ends the threads and releases the arena. */

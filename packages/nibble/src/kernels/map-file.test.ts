@@ -32,9 +32,10 @@ async function file(name: string, bytes: number): Promise<{ path: string; data: 
 it.runIf(hasAddon)("gives the bytes of the file, again after they were dropped", async () => {
   const { path, data } = await file("plain", 300_001);
   const mapped = mapFile(path, data.length);
-  expect(mapped?.bytes).toEqual(data);
+  const whole = () => Buffer.from(data).equals(mapped?.bytes ?? new Uint8Array(0));
+  expect(whole()).toBe(true);
   expect(mapped?.drop()).toBe(true);
-  expect(mapped?.bytes).toEqual(data);
+  expect(whole()).toBe(true);
 
   const source = await fileSource(path, "plain", mapFile);
   expect(source.drop).toBeDefined();
@@ -69,7 +70,7 @@ it.runIf(hasAddon)("says what cannot be mapped", async () => {
   expect(code(empty, 0)).toBe("empty");
   expect(code(join(folder, "folder"), 4096)).toBe("file");
   expect(code(join(folder, "missing"), 1)).toBe("open");
-  expect(code(`${path}\0`, 100)).toBe("open");
+  expect(code(`${path}\0`, 100)).toBe("usage");
   expect(code(path, 99)).toBe("changed");
   expect(code(path, 101)).toBe("changed");
   expect(code(path, Number.NaN)).toBe("usage");

@@ -13,6 +13,7 @@ import type {
   EngineOptions,
   LoadedProgram,
   PackJob,
+  PanelFile,
 } from "./contract.js";
 import { CONTROL_BYTES, LINE } from "./ops.js";
 import { probeArenaBytes, probeEngine } from "./probe.js";
@@ -20,6 +21,8 @@ import { runFault } from "./validate.js";
 
 /** What packages/native/src/addon.c exports. Handles are opaque. */
 interface Addon {
+  /** Where it was loaded from. */
+  file: string;
   /** Best first; `only`: why a variant has to be asked for, or "". */
   variants(): { name: string; runs: boolean; needs: string; only: string }[];
   create(arenaBytes: number, threads: number, variant: string): EngineHandle;
@@ -50,6 +53,12 @@ interface Addon {
   mapFile(path: string, bytes: number): ArrayBuffer;
   /** Drops what was read of it; false when it was cut short. */
   dropPages(buffer: ArrayBuffer): boolean;
+  mapPanels(
+    engine: EngineHandle,
+    path: string,
+    ...places: [fileBytes: number, offset: number, line: number, bytes: number, sums: Uint8Array]
+  ): boolean;
+  panelSums(engine: EngineHandle, line: number, bytes: number): ArrayBuffer;
   /** Rate of the machine for one kind of work ("dot", "fma": operations, "read": bytes a second); 0 when unknown. */
   ceiling(name: "dot" | "fma" | "read", threads: number, variant: string): number;
 }
@@ -78,9 +87,21 @@ export const mapFile: MapFile = (path, size) => {
   }
 };
 
+/** File of the addon, or null where there is none: what it packs depends on how it was built. */
+export function addonPath(): string | null {
+  try {
+    return loadAddon().file;
+  } catch {
+    return null;
+  }
+}
+
 const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
 const codeOf = (error: unknown) =>
   error instanceof Error && "code" in error ? String(error.code) : "";
+
+/** What a run answers when mapped weights are gone (packages/native/src/addon.c). */
+const STATUS_LOST = -2;
 
 class NativeProgram implements LoadedProgram {
   readonly words: Int32Array;
@@ -151,19 +172,27 @@ class NativeEngine implements Engine {
     } finally {
       this.#running = null;
     }
-    if (status !== 0) throw runFault(program.words, status);
+    if (status !== 0) throw this.#fault(program, status);
   }
 
   runSync(program: LoadedProgram): void {
     const [engine, handle] = this.#ready(program);
     const status = this.#addon.runSync(engine, handle);
-    if (status !== 0) throw runFault(program.words, status);
+    if (status !== 0) throw this.#fault(program, status);
   }
 
   pack(job: PackJob): void {
     const { source, targetAt, width, k, n, first, rows } = job;
     const interleaved = job.interleaved ? 1 : 0;
     this.#addon.pack(this.#live(), source, targetAt, width, k, n, first, rows, interleaved);
+  }
+
+  mapPanels({ path, fileBytes, offset, line, bytes, sums }: PanelFile): boolean {
+    return this.#addon.mapPanels(this.#live(), path, fileBytes, offset, line, bytes, sums);
+  }
+
+  panelSums(line: number, bytes: number): Uint8Array {
+    return new Uint8Array(this.#addon.panelSums(this.#live(), line, bytes));
   }
 
   sparse(fromLine: number, toLine: number): void {
@@ -174,6 +203,13 @@ class NativeEngine implements Engine {
     await this.#running;
     if (this.#handle) this.#addon.dispose(this.#handle);
     this.#handle = null;
+  }
+
+  #fault(program: LoadedProgram, status: number): Error {
+    if (status !== STATUS_LOST) return runFault(program.words, status);
+    return new ResourceError("the file of prepared weights was cut short while the model ran", {
+      hint: "Something outside of nibble wrote to that file; open the model again.",
+    });
   }
 
   #live(): EngineHandle {

@@ -56,9 +56,19 @@ export interface ProgramLimits {
 }
 
 export class ProgramBuilder {
-  readonly #weights: number[][] = [];
+  readonly #weights: number[][];
   readonly #caches: number[][] = [];
   readonly #code: number[] = [];
+
+  /** @param weights descriptors that another builder gave */
+  constructor(weights: readonly (readonly number[])[] = []) {
+    this.#weights = weights.map((words) => [...words]);
+  }
+
+  /** Words of the weight descriptors, by index. */
+  get weights(): readonly (readonly number[])[] {
+    return this.#weights;
+  }
 
   /** Registers a weight descriptor; the result is a `…W` operand. */
   weight(fields: Record<WeightField, number>): number {
@@ -78,8 +88,7 @@ export class ProgramBuilder {
 
   /** A builder with the same descriptors (so their indices stay valid) and no instructions yet. */
   fork(): ProgramBuilder {
-    const other = new ProgramBuilder();
-    other.#weights.push(...this.#weights);
+    const other = new ProgramBuilder(this.#weights);
     other.#caches.push(...this.#caches);
     return other;
   }

@@ -4,9 +4,8 @@
  * through the blocks, for how many of them logits, statistics or divergences are wanted.
  */
 import { ModelError, ResourceError } from "../core/errors.js";
-import { dropGarbage } from "../core/memory.js";
 import { Arena } from "../graph/arena.js";
-import type { Backend, Engine, LoadedProgram } from "../kernels/contract.js";
+import { type Backend, type Engine, type LoadedProgram, PANEL_GRAIN } from "../kernels/contract.js";
 import { type CacheField, EPILOGUE, LINE } from "../kernels/ops.js";
 import { ProgramBuilder } from "../kernels/program.js";
 import { scratchLines } from "../kernels/scratch.js";
@@ -15,7 +14,8 @@ import type { ModelConfig } from "./config.js";
 import { BlockLowering, type PlacedBlock, REGISTER } from "./lower.js";
 import type { Model } from "./model.js";
 import { isTied } from "./model.js";
-import { maxGroups, placeEdges, placeEmbedding, placeLayer, placeSites } from "./place-model.js";
+import { edgeEmitters, maxGroups, placeLayer } from "./place-model.js";
+import { type PreparedWeights, placeModel } from "./placement.js";
 
 export interface CompileOptions {
   backend: Backend;
@@ -37,6 +37,8 @@ export interface CompileOptions {
   maxRows?: number;
   /** Rows that get logits at once. */
   maxLogitRows?: number;
+  /** Weights that earlier processes placed; used by backends that can map them. */
+  prepared?: PreparedWeights;
   onLayer?: (layer: number, layers: number) => void;
   signal?: AbortSignal;
 }
@@ -108,6 +110,8 @@ export interface CompiledModel {
   readonly programs: readonly LoadedProgram[];
   /** Head (and statistics) only, on hidden rows that the last step left. */
   readonly head: LoadedProgram;
+  /** Weights were taken from a file that an earlier process prepared. */
+  readonly prepared: boolean;
   /** Bytes of placed weights, embedding and head included. */
   readonly weightBytes: number;
   /** Bytes that a decoded token reads: every linear once, the head once. */
@@ -119,9 +123,6 @@ export interface CompiledModel {
   replaceLayer(layer: number, from: Model): Promise<void>;
   dispose(): Promise<void>;
 }
-
-/** Placed bytes after which what was read for them is given back. */
-const COLLECT_BYTES = 32 * 2 ** 20;
 
 /** Upper bound of the arena. Untouched pages cost nothing, so it may be generous. */
 function arenaBound(
@@ -162,33 +163,19 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
   const engine = await options.backend.createEngine({ arenaBytes, threads: options.threads });
   try {
     const arena = new Arena(engine, arenaBytes);
-    const builder = new ProgramBuilder();
-    const before = arena.usedBytes;
-    const embedding = await placeEmbedding(arena, builder, model);
-    const embeddingBytes = arena.usedBytes - before;
-    let collected = before;
-    const collect = async () => {
-      if (arena.usedBytes - collected < COLLECT_BYTES) return;
-      if (model.dropPages) model.dropPages();
-      else await dropGarbage();
-      collected = arena.usedBytes;
-    };
-    await collect();
-    const blocks: PlacedBlock[] = [];
-    const layersBefore = arena.usedBytes;
-    const sites = placeSites(arena, model);
-    const marks = [arena.mark()];
-    for (let layer = 0; layer < config.numHiddenLayers; layer++) {
-      options.signal?.throwIfAborted();
-      blocks.push(await placeLayer(arena, builder, model, layer, layer, sites(layer)));
-      marks.push(arena.mark());
-      await collect();
-      options.onLayer?.(layer, config.numHiddenLayers);
-    }
-    const layerBytes = arena.usedBytes - layersBefore;
-    const edges = await placeEdges(arena, builder, model);
-    model.dropPages?.();
-    const weightBytes = arena.usedBytes - before;
+    const prepared = engine.mapPanels && options.prepared;
+    if (prepared) arena.align(PANEL_GRAIN);
+    const taken = prepared ? await prepared.take(engine, arena.mark()) : null;
+    if (taken) arena.alloc((taken.to - taken.from) * LINE);
+    const placement = taken ?? (await placeModel(arena, model, options));
+    if (prepared && !taken) prepared.offer(engine, placement);
+    // What a file stands for ends at the end of a page.
+    if (prepared) arena.align(PANEL_GRAIN);
+    const { embedding, blocks, marks, embeddingBytes } = placement;
+    const builder = new ProgramBuilder(placement.descriptors);
+    const edges = edgeEmitters(placement.edges, config);
+    const weightBytes = (placement.to - placement.from) * LINE;
+    const layerBytes = ((marks.at(-1) ?? 0) - placement.from) * LINE - embeddingBytes;
     const weightsEnd = arena.usedLines;
 
     const buffers = allocateBuffers(arena, config, {
@@ -344,14 +331,17 @@ export async function compileModel(model: Model, options: CompileOptions): Promi
       layers,
       programs,
       head,
+      prepared: taken !== null,
       weightBytes,
       bytesPerToken:
         layerBytes + (isTied(model) ? embeddingBytes : embeddingBytes - embedding.embedBytes),
       async replaceLayer(layer, from) {
+        options.prepared?.withdraw();
         const end = arena.mark();
         arena.reset(marks[layer] as number);
         try {
-          await placeLayer(arena, new ProgramBuilder(), from, layer, layer, sites(layer));
+          const { sites } = blocks[layer] as PlacedBlock;
+          await placeLayer(arena, new ProgramBuilder(), from, layer, layer, sites);
           if (arena.mark() !== marks[layer + 1]) throw new Error(`layer ${layer} changed its size`);
         } finally {
           arena.reset(end);

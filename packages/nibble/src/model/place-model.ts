@@ -218,42 +218,62 @@ function placeHadamard(
   };
 }
 
+/** One end of the residual stream. */
+interface PlacedEdge {
+  dense: PlacedLinear | null;
+  hadamard: { orderK: number; orderM: number; matrixAt: number } | null;
+  signsAt: number;
+  gainAt: number;
+}
+
+/** The final norm, and the rotations at both ends of the residual stream (tied embeddings under QuaRot). */
 export interface PlacedEdges {
+  finalGainAt: number;
+  input: PlacedEdge | null;
+  output: PlacedEdge | null;
+}
+
+export interface EdgeEmitters {
   /** After the embedding lookup. */
   emitInput(builder: ProgramBuilder, buffers: Buffers): void;
   /** Final norm and head edge: residual rows -> hidden rows ready for the head. */
   emitOutput(builder: ProgramBuilder, buffers: Buffers, hiddenAt: number): void;
 }
 
-/** Final norm, and the rotations at both ends of the residual stream (tied embeddings under QuaRot). */
 export async function placeEdges(
   arena: Arena,
   builder: ProgramBuilder,
   model: Model,
 ): Promise<PlacedEdges> {
-  const { config } = model;
-  const d = config.hiddenSize;
+  const d = model.config.hiddenSize;
   const finalGainAt = await placeGain(arena, model, "finalNorm");
-  const edges = await Promise.all(
-    model.transforms.map(async (t) => {
-      if (t.op !== "edge") return null;
-      if (t.dense) {
-        const dense = placeWeights(arena, builder, [
-          { n: d, k: d, bias: null, path: t.site, dense: t.dense },
-        ]);
-        return { site: t.site, dense, hadamard: null, signsAt: -1, gainAt: -1 };
-      }
-      return {
-        site: t.site,
-        dense: null,
-        hadamard: placeHadamard(arena, t.size),
-        signsAt: arena.place(t.signs),
-        gainAt: t.gain ? arena.place(t.gain) : -1,
-      };
-    }),
-  );
-  const input = edges.find((e) => e?.site === "embed_out") ?? null;
-  const output = edges.find((e) => e?.site === "head_in") ?? null;
+  const place = (t: OnlineTransform): PlacedEdge | null => {
+    if (t.op !== "edge") return null;
+    if (t.dense) {
+      const weight = { n: d, k: d, bias: null, path: t.site, dense: t.dense };
+      const dense = placeWeights(arena, builder, [weight]);
+      return { dense, hadamard: null, signsAt: -1, gainAt: -1 };
+    }
+    return {
+      dense: null,
+      hadamard: placeHadamard(arena, t.size),
+      signsAt: arena.place(t.signs),
+      gainAt: t.gain ? arena.place(t.gain) : -1,
+    };
+  };
+  const edge = (site: "embed_out" | "head_in") => {
+    const found = model.transforms.find((t) => t.op === "edge" && t.site === site);
+    return found ? place(found) : null;
+  };
+  return { finalGainAt, input: edge("embed_out"), output: edge("head_in") };
+}
+
+/** Instructions of the edges. */
+export function edgeEmitters(
+  { finalGainAt, input, output }: PlacedEdges,
+  config: ModelConfig,
+): EdgeEmitters {
+  const d = config.hiddenSize;
   const norm = 1 / Math.sqrt(d);
   const rowsReg = REGISTER.rows;
   return {

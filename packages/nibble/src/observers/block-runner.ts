@@ -21,7 +21,13 @@ import {
   type SiteRecipe,
 } from "../model/lower.js";
 import { type Model, parameter } from "../model/model.js";
-import { placeEdges, placeLayer, placeSites, siteWidth } from "../model/place-model.js";
+import {
+  edgeEmitters,
+  placeEdges,
+  placeLayer,
+  placeSites,
+  siteWidth,
+} from "../model/place-model.js";
 import { placeWeights } from "../model/place-weights.js";
 import { SITES, type Site } from "../model/roles.js";
 import { type RowBand, rowBands } from "../model/row-bands.js";
@@ -462,7 +468,8 @@ export class BlockRunner {
     await dropGarbage();
     if (!transforms.some(({ op, site }) => op === "edge" && site === "embed_out")) return;
     const builder = new ProgramBuilder();
-    const edges = await placeEdges(this.#arena, builder, this.#model);
+    const placed = await placeEdges(this.#arena, builder, this.#model);
+    const edges = edgeEmitters(placed, this.#model.config);
     edges.emitInput(builder, this.#buffers);
     await this.#run(builder, (residual) => residual);
   }

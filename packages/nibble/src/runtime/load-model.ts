@@ -21,7 +21,11 @@ export interface LoadOptions {
  * @throws ModelError when nothing of that name can be had, FormatError for damaged files
  */
 export async function loadModel(name: string, options: LoadOptions = {}): Promise<Model> {
-  const path = await resolveModel(name, options);
+  return loadResolved(await resolveModel(name, options), name);
+}
+
+/** Opens what `resolveModel` found for a name. @throws FormatError for damaged files */
+export async function loadResolved(path: string, name: string): Promise<Model> {
   if ((await stat(path)).isDirectory()) {
     const folder = await fileFolder(path);
     if (isArtifact(folder)) return loadArtifact(await fileFolder(path, mapFile));

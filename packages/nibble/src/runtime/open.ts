@@ -1,9 +1,11 @@
 /** Opens any `<model>` for running: resolves the name, loads it, compiles it. Node; the browser uses opened.ts. */
 import { fileSource } from "../core/file-source.js";
+import { resolveModel } from "../hub/resolve.js";
 import type { Model } from "../model/model.js";
 import { readKvCalibration } from "./kv-calibration.js";
-import { loadModel } from "./load-model.js";
+import { loadResolved } from "./load-model.js";
 import { type OpenedModel, type OpenOptions, openLoaded } from "./opened.js";
+import { type PreparedStore, preparedWeights } from "./prepared.js";
 
 export type { OpenedModel, OpenOptions } from "./opened.js";
 
@@ -17,20 +19,34 @@ export async function openModel(
 ): Promise<OpenedModel> {
   if (typeof source !== "string") return openLoaded(source, await withCalibration(source, options));
   const { signal, log } = options;
-  const model = await loadModel(source, {
+  const path = await resolveModel(source, {
     ...(signal ? { signal } : {}),
     ...(log ? { onProgress: (event) => void (event.type === "log" && log(event.message)) } : {}),
   });
+  const model = await loadResolved(path, source);
+  let prepared: PreparedStore | null = null;
   try {
-    const opened = await openLoaded(model, await withCalibration(model, options));
+    if (model.source.artifact !== undefined && options.prepared === undefined) {
+      prepared = await preparedWeights(path, model, {
+        activations: options.activations ?? null,
+        log: log ?? (() => {}),
+      });
+    }
+    const opened = await openLoaded(model, {
+      ...(await withCalibration(model, options)),
+      ...(prepared && { prepared }),
+    });
     return {
       ...opened,
       async close() {
+        if (signal?.aborted) prepared?.withdraw();
+        await prepared?.finish();
         await opened.close();
         await model.close();
       },
     };
   } catch (error) {
+    prepared?.withdraw();
     await model.close();
     throw error;
   }

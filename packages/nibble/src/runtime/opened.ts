@@ -11,6 +11,7 @@ import { completeKv, isFlat, resolveKv } from "../kv/recipe.js";
 import { ManagedImage } from "../kv/streams/image.js";
 import { type CompiledModel, compileModel } from "../model/compile.js";
 import type { KvRecipe, Model } from "../model/model.js";
+import type { PreparedWeights } from "../model/placement.js";
 import { SITES } from "../model/roles.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import type { KvCalibration } from "./kv-calibration.js";
@@ -42,6 +43,8 @@ export interface OpenOptions {
    */
   sharePrefixes?: boolean;
   maxRows?: number;
+  /** Weights as earlier processes placed them; openModel gives them for artifacts (NIBBLE_PREPARED). */
+  prepared?: PreparedWeights | null;
   log?: (line: string) => void;
   onLayer?: (layer: number, layers: number) => void;
   signal?: AbortSignal;
@@ -112,6 +115,7 @@ export async function openLoaded(source: Model, options: OpenOptions = {}): Prom
     managed: !flat,
     maxContext,
     maxRows,
+    ...(options.prepared ? { prepared: options.prepared } : {}),
     ...(options.onLayer ? { onLayer: options.onLayer } : {}),
     ...(options.signal ? { signal: options.signal } : {}),
   });

@@ -14,7 +14,9 @@ export const doctor = defineVerb({
     const { backendStatuses } = await import("../../kernels/select.js");
     const { nibbleHome } = await import("../../core/home.js");
     const { optionalVariants } = await import("../../kernels/native.js");
+    const { preparedFacts } = await import("../../runtime/prepared.js");
     const backends = await backendStatuses();
+    const prepared = await preparedFacts();
     const chosen = backends.find((status) => status.available);
     const result = {
       nibble: VERSION,
@@ -24,6 +26,7 @@ export const doctor = defineVerb({
       threads: defaultThreads(),
       memoryBytes: totalmem(),
       home: nibbleHome(),
+      preparedWeights: prepared,
       backends,
       optionalVariants: optionalVariants(),
       backend: chosen?.id ?? null,
@@ -36,6 +39,12 @@ export const doctor = defineVerb({
           ["processor", `${result.processor}, ${result.threads} threads`],
           ["memory", formatBytes(result.memoryBytes)],
           ["home", result.home],
+          [
+            "prepared",
+            prepared.limitBytes === 0
+              ? "weights are not prepared (NIBBLE_PREPARED=off)"
+              : `weights of ${prepared.files} models, ${formatBytes(prepared.bytes)} of at most ${formatBytes(prepared.limitBytes)} (NIBBLE_PREPARED)`,
+          ],
         ]),
         "",
         ...backends.flatMap((status) => [

@@ -203,6 +203,7 @@ export const run = defineVerb<Options>({
           startSeconds,
           loadSeconds: openedSeconds - startSeconds,
           ...opened.times,
+          preparedWeights: opened.compiled.prepared,
           firstTokenSeconds,
         },
         text: "",
