@@ -3,6 +3,7 @@
 // holds for this process and its threads. Whether a kernel that uses it answers correctly is probed, never assumed.
 // The collector is made callable because V8 does not see how much memory stands behind the tensors that loading drops.
 import { existsSync } from "node:fs";
+import module from "node:module";
 import { fileURLToPath } from "node:url";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
@@ -15,6 +16,9 @@ if (major < 20) {
 if (major === 20) setFlagsFromString("--experimental-wasm-relaxed-simd");
 setFlagsFromString("--expose-gc");
 globalThis.gc ??= runInNewContext("gc");
+
+// Node 22 keeps compiled code between runs, in a folder for temporary files.
+module.enableCompileCache?.();
 
 const main = new URL("../dist/cli/main.js", import.meta.url);
 if (!existsSync(fileURLToPath(main))) {

@@ -46,16 +46,18 @@ async function buildArtifact(
   manifest: Manifest,
   reader: SafetensorsReader,
 ): Promise<Model> {
-  const files: SidecarFiles = new Map();
-  for (const name of Object.keys(manifest.files)) {
-    if (name.endsWith(".safetensors") || name === "config.json") continue;
+  const names = Object.keys(manifest.files).filter(
+    (name) => !name.endsWith(".safetensors") && name !== "config.json",
+  );
+  for (const name of names) {
     if (name.includes("/") || name.includes("\\") || name.startsWith(".")) {
       throw new FormatError(`file name ${JSON.stringify(name)} leaves the folder`, {
         place: "nibble.json",
       });
     }
-    files.set(name, await required(folder, name));
   }
+  const texts = await Promise.all(names.map((name) => required(folder, name)));
+  const files: SidecarFiles = new Map(names.map((name, i) => [name, texts[i] as Uint8Array]));
   const { quantization_config: _marker, ...raw } = jsonObject(
     await required(folder, "config.json"),
     "config.json",

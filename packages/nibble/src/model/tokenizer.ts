@@ -4,10 +4,11 @@
  * ids, and keeping control tokens out of text that must not contain any.
  */
 import { Tokenizer as Library } from "@huggingface/tokenizers";
-import { jsonObject } from "../core/byte-source.js";
+import { jsonObject, utf8 } from "../core/byte-source.js";
 import { FormatError, ModelError, NibbleError } from "../core/errors.js";
 import type { SidecarFiles } from "./model.js";
 import { StreamDecoder, type StreamOptions } from "./stream-decoder.js";
+import { readTokenizerJson } from "./tokenizer-json.js";
 
 type Json = Record<string, unknown>;
 
@@ -62,9 +63,10 @@ export class Tokenizer {
   /**
    * @param json tokenizer.json
    * @param config tokenizer_config.json, {} if there is none
+   * @param vocabulary what model.vocab of a BPE tokenizer holds, where `json` has it empty
    * @throws ModelError for parts that the library does not know, FormatError for a file that makes no sense
    */
-  constructor(json: Json, config: Json = {}) {
+  constructor(json: Json, config: Json = {}, vocabulary: Map<string, number> | null = null) {
     const added = checkTokenizer(json);
     for (const name of ["remove_space", "do_lowercase_and_remove_accent"]) {
       if (config[name] === true) {
@@ -72,6 +74,7 @@ export class Tokenizer {
       }
     }
     this.#library = guarded(() => new Library({ added_tokens: [], ...json }, config));
+    if (vocabulary && this.#library.model) fillModel(this.#library.model, vocabulary);
     const { normalizer } = this.#library;
     const raw: AddedToken[] = [];
     const normalized: AddedToken[] = [];
@@ -115,7 +118,10 @@ export class Tokenizer {
         hint: "Put the tokenizer files of the original model beside its weights.",
       });
     }
-    return new Tokenizer(jsonObject(bytes, "tokenizer.json"), tokenizerConfig(files));
+    const config = tokenizerConfig(files);
+    const read = readTokenizerJson(utf8(bytes, "tokenizer.json"), MAX_ID);
+    if (read) return new Tokenizer({ ...read.json }, config, read.vocabulary);
+    return new Tokenizer(jsonObject(bytes, "tokenizer.json"), config);
   }
 
   /** Ids of a text. The same text gives the same ids whatever was encoded before. */
@@ -239,6 +245,20 @@ export class Tokenizer {
     };
     return [tokens.slice(0, at).map(idOf), tokens.slice(at + 1).map(idOf)];
   }
+}
+
+/** Does what the library does with a vocabulary when it makes a BPE model, added tokens last. */
+function fillModel(model: NonNullable<Library["model"]>, vocabulary: Map<string, number>): void {
+  const added = [...model.tokens_to_ids];
+  const { unk_token: unknown } = model;
+  model.unk_token_id = unknown == null ? undefined : vocabulary.get(unknown);
+  model.vocab = new Array<string>(vocabulary.size);
+  for (const [token, id] of vocabulary) model.vocab[id] = token;
+  for (const [token, id] of added) {
+    vocabulary.set(token, id);
+    model.vocab[id] = token;
+  }
+  model.tokens_to_ids = vocabulary;
 }
 
 /** tokenizer_config.json, with special tokens of special_tokens_map.json where it has none. */

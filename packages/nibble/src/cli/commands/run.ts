@@ -109,9 +109,11 @@ export const run = defineVerb<Options>({
     if (options.draftTokens !== undefined && options.speculate === undefined) {
       throw new UsageError("--draft-tokens is for --speculate");
     }
-    const { openModel } = await import("../../runtime/open.js");
-    const { createSession } = await import("../../runtime/session.js");
-    const { DraftModel } = await import("../../runtime/draft-model.js");
+    const [{ openModel }, { createSession }, { DraftModel }] = await Promise.all([
+      import("../../runtime/open.js"),
+      import("../../runtime/session.js"),
+      import("../../runtime/draft-model.js"),
+    ]);
     const engine = {
       backend: options.backend,
       log: (line: string) => context.output.log(line),
