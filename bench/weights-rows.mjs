@@ -89,7 +89,18 @@ export const ROWS = [
     golden: 26.4529,
     steps: ["quarot", { gptq: asym(64, { ...golden, ...updated }) }],
   },
-  // Orderings that the specifications expect: 3 bits, one scale a row, cut mantissas.
+  { id: "float-e2m3", method: "float", steps: [{ float: { format: "e2m3" } }] },
+  {
+    id: "fp4-g64",
+    method: "afpq",
+    steps: [{ afpq: { table: "fp4", groupSize: 64, twoScale: false } }],
+  },
+  { id: "nf4-g64-f16", method: "nf4", steps: [{ nf4: { scale: "f16" } }] },
+  // Orderings that the specifications expect (docs/weights-checks.md): 3 bits, one scale a row, cut mantissas, pruning.
+  { id: "rtn-3-g128", method: "rtn", steps: [{ rtn: { ...asym(128), bits: 3 } }] },
+  { id: "gptq-3-g128", method: "gptq", steps: [{ gptq: { ...asym(128), bits: 3 } }] },
+  { id: "squeezellm-3", method: "squeezellm", steps: [{ squeezellm: { bits: 3 } }] },
+  { id: "awq-3-g128", method: "awq", steps: [{ awq: { ...asym(128), bits: 3 } }] },
   { id: "rtn-3-g64", method: "rtn", steps: [{ rtn: { ...asym(64), bits: 3 } }] },
   { id: "afpq-nf3-g64", method: "afpq", steps: [{ afpq: { table: "nf3", groupSize: 64 } }] },
   { id: "rtn-narrow", method: "easyquant", steps: [{ rtn: { bits: 4, sym: "narrow" } }] },
@@ -98,5 +109,29 @@ export const ROWS = [
   { id: "gptq-3-g64", method: "gptq", steps: [{ gptq: { ...asym(64), bits: 3 } }] },
   { id: "sparsegpt-50", method: "sparsegpt", steps: [{ sparsegpt: {} }] },
   { id: "wanda-50", method: "wanda", steps: [{ wanda: {} }] },
+  {
+    id: "squeezellm-3-dense",
+    method: "squeezellm",
+    steps: [{ squeezellm: { bits: 3, sensitivity: 0, outliers: 0 } }],
+  },
+  { id: "hqq-3-g64", method: "hqq", steps: [{ hqq: { bits: 3 } }] },
+  { id: "neuzip-0", method: "neuzip", steps: [{ neuzip: { precision: 0 } }] },
+  {
+    id: "magnitude-2:4",
+    method: "wanda",
+    steps: [{ wanda: { pattern: "2:4", score: "magnitude" } }],
+  },
+  {
+    id: "smoothquant-w4a4",
+    method: "smoothquant",
+    steps: ["smoothquant", { rtn: { bits: 4, sym: "narrow" } }, { activations: { bits: 4 } }],
+  },
+  {
+    id: "quarot-rtn-w4a4",
+    method: "quarot",
+    steps: ["quarot", { rtn: { bits: 4, sym: "narrow" } }, { activations: { bits: 4 } }],
+  },
+  // What rounding does to a checkpoint that was not trained ternary: ruin. The encoding is for checkpoints that were, and
+  // storing those loses nothing (methods/ternary.test.ts), so there is no other row of it.
   { id: "ternary", method: "ternary", steps: [{ ternary: {} }] },
 ].map((row) => ({ calibration: short, ...row }));

@@ -2,10 +2,13 @@
 // Every weight method on one model at comparable bits: quality of what is stored, size, cost, speed. Rows that the output
 // file already has are not measured again, so the run may be stopped and continued.
 //   node bench/weights-table.mjs <model> <text> --calibration <text> [--out table.json] [--rows id,id] [--gguf name=file,…]
-//        [--ctx 2048] [--windows 4] [--threads 1] [--busy] [--print] [--docs]
+//        [--ctx 2048] [--windows 4] [--threads 1] [--backend native] [--keep dir] [--only-speed] [--busy] [--print] [--docs]
 // The original's logits are computed once a run and kept in <out>.logits (1.6 GB for 8192 tokens of 49152 words) until it ends.
 // `--busy`: others use the machine. Decode speed is not measured, and seconds are marked with "~"; a run without it measures
 // such rows again.
+// Decode speed is that of the saved artifact: one token at a time into an empty cache, the median of 5 rounds of 64 tokens.
+// `--keep dir` keeps the artifacts (dir/<row>); `--keep dir --only-speed` measures nothing but the decode speed of finished rows whose
+// artifact is there, e.g. of a table that was made with --busy.
 // `--print` only prints what the file holds; `--docs` also writes the measured rows into docs/methods/*.md and docs/weights.md.
 // `--gguf` adds rows for GGUF files of the same model (bench/llama-quantize.mjs makes them): read by our own reader, measured
 // in the same harness. Every row runs in processes of its own, so peak memory is that of the row.
@@ -27,14 +30,18 @@ const { values, positionals } = parseArgs({
     ctx: { type: "string", default: "2048" },
     windows: { type: "string", default: "4" },
     threads: { type: "string", default: "1" },
+    backend: { type: "string", default: "native" },
+    keep: { type: "string" },
+    "only-speed": { type: "boolean", default: false },
     busy: { type: "boolean", default: false },
     print: { type: "boolean", default: false },
     docs: { type: "boolean", default: false },
   },
 });
 const [model, text] = positionals;
-const measures = !values.print && !values.docs;
-if (measures && (!model || !text || !values.calibration)) {
+const onlySpeed = values["only-speed"];
+const measures = !values.print && !values.docs && !onlySpeed;
+if ((measures && (!model || !text || !values.calibration)) || (onlySpeed && !values.keep)) {
   console.error(
     "usage: node bench/weights-table.mjs <model> <text> --calibration <text> [--out …]",
   );
@@ -83,7 +90,10 @@ async function quality(path, isOriginal) {
 }
 
 async function speed(path) {
-  const result = await nibble("bench", path, "--prefill", "32", "--decode", "64", "--rounds", "3");
+  const result = await nibble(
+    ...["bench", path, "--backend", values.backend],
+    ...["--prefill", "32", "--decode", "64", "--depth", "0", "--rounds", "5"],
+  );
   return {
     decode: result.decodeTokensPerSecond,
     decodeBest: result.decodeTokensPerSecondBest,
@@ -92,7 +102,9 @@ async function speed(path) {
   };
 }
 
-const folder = join(tmpdir(), `nibble-weights-${process.pid}`);
+const scratch = join(tmpdir(), `nibble-weights-${process.pid}`);
+/** Where the artifact of a row is made. */
+const folderOf = (id) => (values.keep ? join(values.keep, id.replace(":", "-")) : scratch);
 
 async function measureRow(row) {
   const bare = row.bare || row.steps.length === 0;
@@ -106,7 +118,8 @@ async function measureRow(row) {
   const key = JSON.stringify([recipe, row.args ?? []]);
   const before = known.rows[row.id];
   if (before?.key === key && (values.busy || !before.busy)) return;
-  const recipeFile = `${folder}.json`;
+  const recipeFile = `${scratch}.json`;
+  const folder = folderOf(row.id);
   writeFileSync(recipeFile, JSON.stringify(recipe));
   try {
     const made = await nibble(
@@ -128,7 +141,7 @@ async function measureRow(row) {
     };
     save();
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    if (!values.keep) rmSync(folder, { recursive: true, force: true });
     rmSync(recipeFile, { force: true });
   }
 }
@@ -193,8 +206,7 @@ function markdown(table) {
       `${number(100 * r.topAgreement, 1)} %`,
       (r.busy ? "~" : "") + number(r.seconds, 0),
       number(r.peakBytes === undefined ? undefined : r.peakBytes / 1e6, 0),
-      // A speed that was measured while others used the machine says nothing.
-      number(r.busy ? undefined : r.decode, 1),
+      number(r.decode, 1),
     ]);
   const timed = cells.some((row) => row.at(-1) !== "");
   return [head, head.map(() => "---"), ...cells]
@@ -238,7 +250,7 @@ function writeDocs() {
 if (measures) {
   for (const signal of ["SIGINT", "SIGTERM"]) {
     process.on(signal, () => {
-      for (const made of [logits, folder, `${folder}.json`])
+      for (const made of [logits, scratch, `${scratch}.json`])
         rmSync(made, { recursive: true, force: true });
       process.exit(130);
     });
@@ -267,6 +279,16 @@ if (measures) {
   }
   rmSync(logits, { force: true });
   if (failed > 0) process.exitCode = 1;
+}
+if (onlySpeed) {
+  const only = values.rows?.split(",");
+  for (const [id, row] of Object.entries(known.rows)) {
+    const folder = folderOf(id);
+    if ((only && !only.includes(id)) || !existsSync(join(folder, "nibble.json"))) continue;
+    Object.assign(row, await speed(folder));
+    save();
+    console.error(`${id}: ${row.decode.toFixed(1)} tokens/s (best ${row.decodeBest.toFixed(1)})`);
+  }
 }
 if (values.docs) writeDocs();
 console.log(markdown(known));
