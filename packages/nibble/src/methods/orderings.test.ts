@@ -48,6 +48,39 @@ it("3 bits on Gaussian groups: two scales < NF3 < integers < FP3", async () => {
   ]);
 });
 
+const float = (format: string): [string, object] => ["float", { format }];
+it("small floats, one scale a row: fine mantissas win on Gaussian rows, wide exponents with outliers", async () => {
+  await expectOrder(gaussian(n * k, 25), [
+    float("e2m3"),
+    float("e3m2"),
+    float("e2m2"),
+    float("e2m1"),
+  ]);
+  // One weight a row that is 100 times the rest: integers and short exponents leave the rest few steps.
+  const w = gaussian(n * k, 26);
+  for (let row = 0; row < n; row++) w[row * k + 7] = 100;
+  const rest = async (id: string, options: object) => {
+    const method = methods.get(id) as SolverMethod<unknown>;
+    const parsed = method.options.parse(options);
+    const solved = await method.solve(w.slice(), { n, k, path: "w" }, null, parsed, solveContext());
+    const inner = (x: Float32Array) => x.filter((_, i) => i % k !== 7);
+    return relativeError(inner(decode(solved.tensor)), inner(w));
+  };
+  const e3m2 = await rest("float", { format: "e3m2" });
+  const e2m3 = await rest("float", { format: "e2m3" });
+  const int6 = await rest("rtn", { bits: 6, groupSize: "channel", sym: "narrow" });
+  expect(e3m2).toBeLessThan(e2m3);
+  expect(e2m3).toBeLessThan(int6);
+});
+
+it("double quantization of scales costs less than half a percent of the error", async () => {
+  const w = gaussian(n * k, 27);
+  const plain = await errorOf("nf4", { scale: "f32" }, w);
+  const double = await errorOf("nf4", { scale: "dq8" }, w);
+  expect(Math.abs(double / plain - 1)).toBeLessThan(0.005);
+  expect(plain).toBeLessThan(await errorOf("nf4", { groupSize: 128, scale: "f32" }, w));
+});
+
 it("each bit more, and smaller groups, lower the error of integers", async () => {
   const w = studentT(n * k, 23);
   await expectOrder(

@@ -25,6 +25,8 @@ const ROWS: [name: string, id: string, options: object, reference: number][] = [
   ["hqq", "hqq", { bits: 4 }, 38.52],
   ["rtn", "rtn", { bits: 4, groupSize: 64 }, 40.98],
   ["easyquant", "easyquant", {}, 41.02],
+  ["fp4", "afpq", { table: "fp4", groupSize: 64, twoScale: false }, 41.37],
+  ["rtn, a scale a row", "rtn", { bits: 4, groupSize: "channel", sym: "narrow" }, 64.72],
   ["nf3 two scales", "afpq", { table: "nf3", groupSize: 64 }, 77.19],
   ["nf3", "afpq", { table: "nf3", groupSize: 64, twoScale: false }, 99.79],
 ];
@@ -81,7 +83,9 @@ describe(
       for (const [name] of ROWS.slice(2)) expect(of("fp6")).toBeLessThan(of(name));
       expect(of("nf4 two scales")).toBeLessThan(of("nf4"));
       expect(of("nf4")).toBeLessThan(of("rtn"));
+      expect(of("nf4")).toBeLessThan(of("fp4"));
       expect(of("hqq")).toBeLessThan(of("rtn"));
+      expect(of("easyquant")).toBeLessThan(0.75 * of("rtn, a scale a row"));
       expect(of("nf3 two scales")).toBeLessThan(0.85 * of("nf3"));
     });
 
