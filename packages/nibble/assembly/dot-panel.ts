@@ -1,6 +1,6 @@
 /**
- * Integer GEMV over one panel (32 channels) of one segment. v2: a block of 32 k at a time, quarter by quarter (a quarter is
- * 4 channels x 4 k bytes), codes unpacked in registers; groups are finished from registers.
+ * Integer GEMV over one panel (32 channels) of one segment. v3: a block of 32 k at a time, quarter by quarter (a quarter is
+ * 4 channels x 4 k bytes), codes unpacked in registers, sums in memory (`gather`); the last block of a group finishes it.
  *
  * relaxed: `i16x8.relaxed_dot_i8x16_i7x16_s`, codes as the 7-bit operand, eight products of at most 2 * 15 * 128 per
  * 16-bit lane = 30720, then widened. 8-bit codes are two nibble planes. (The i32 form of the instruction is miscompiled
@@ -9,10 +9,14 @@
  * are (k, k + 2) and (k + 1, k + 3), so x is prepared as 16-bit pairs in that order (`preparePairs`): no horizontal sums.
  */
 import { rowScale, rowSum, rowZero } from "./activations";
+import { scratch } from "./control";
 import {
-  GROUP_BYTES, ZERO_FOLDED, ZERO_SHORT, asymmetric, centered, finishDirect, finishQuarter, groupSize, groups, isDirect, k, scaleHalf,
-  startOf, zeroMode,
+  GROUP_BYTES, ZERO_FOLDED, ZERO_SHORT, asymmetric, centered, finishDirect, finishQuarter, groupSize, groups, isDirect, k,
+  scaleHalf, scalesOf, startOf, zeroMode, zerosOf,
 } from "./weight";
+
+/** Place in scratch of the integer sums of a panel, 128 bytes. */
+export const SUMS: usize = 128;
 
 /** simd only: s8 codes -> i16 in the order k, k + 2, k + 1, k + 3 per four columns. */
 export function preparePairs(codes: usize, out: usize, columns: i32): void {
@@ -115,297 +119,306 @@ function quarter1(
   return widen(s);
 }
 
-// ---- simd: the same sums; x points at the prepared pairs of the 32 k ------------------------------------------------
+// ---- simd: the same sums over 16 k (number `half` of the 32), as eight pairs of activations fill the registers -------
 
-/** Two products per lane: codes at bits `shift` of each 16-bit lane, activation pair number `pair`. */
+/** Two products per lane: codes at bits `shift` of each 16-bit lane. */
 // @ts-ignore: decorator
 @inline
-function pairs(v: v128, shift: i32, m: v128, x: usize, pair: usize): v128 {
-  const codes = shift == 0 ? v128.and(v, m) : v128.and(i16x8.shr_u(v, shift), m);
-  return i32x4.dot_i16x8_s(codes, v128.load32_splat(x + (pair << 2)));
+function pairs(v: v128, shift: i32, m: v128, x: v128): v128 {
+  return i32x4.dot_i16x8_s(shift == 0 ? v128.and(v, m) : v128.and(i16x8.shr_u(v, shift), m), x);
 }
 
 // @ts-ignore: decorator
 @inline
-function step4(v: v128, m: v128, x: usize): v128 {
+function step4(v: v128, m: v128, x0: v128, x1: v128, x2: v128, x3: v128): v128 {
   return i32x4.add(
-    i32x4.add(pairs(v, 0, m, x, 0), pairs(v, 8, m, x, 1)),
-    i32x4.add(pairs(v, 4, m, x, 2), i32x4.dot_i16x8_s(i16x8.shr_u(v, 12), v128.load32_splat(x, 12))),
+    i32x4.add(pairs(v, 0, m, x0), pairs(v, 8, m, x1)),
+    i32x4.add(pairs(v, 4, m, x2), i32x4.dot_i16x8_s(i16x8.shr_u(v, 12), x3)),
   );
 }
 
 // @ts-ignore: decorator
 @inline
-function simdQuarter4(w: usize, m: v128, x: usize): v128 {
+function simdHalf4(
+  w: usize, half: i32, m: v128, x0: v128, x1: v128, x2: v128, x3: v128, x4: v128, x5: v128, x6: v128, x7: v128,
+): v128 {
+  w += <usize>half << 8;
+  return i32x4.add(step4(v128.load(w), m, x0, x1, x2, x3), step4(v128.load(w, 128), m, x4, x5, x6, x7));
+}
+
+// @ts-ignore: decorator
+@inline
+function step8(v: v128, m: v128, x0: v128, x1: v128): v128 {
+  return i32x4.add(pairs(v, 0, m, x0), i32x4.dot_i16x8_s(i16x8.shr_u(v, 8), x1));
+}
+
+// @ts-ignore: decorator
+@inline
+function simdHalf8(
+  w: usize, half: i32, m: v128, x0: v128, x1: v128, x2: v128, x3: v128, x4: v128, x5: v128, x6: v128, x7: v128,
+): v128 {
+  w += <usize>half << 9;
   return i32x4.add(
-    i32x4.add(step4(v128.load(w), m, x), step4(v128.load(w, 128), m, x + 16)),
-    i32x4.add(step4(v128.load(w, 256), m, x + 32), step4(v128.load(w, 384), m, x + 48)),
+    i32x4.add(step8(v128.load(w), m, x0, x1), step8(v128.load(w, 128), m, x2, x3)),
+    i32x4.add(step8(v128.load(w, 256), m, x4, x5), step8(v128.load(w, 384), m, x6, x7)),
   );
 }
 
+/** Eight pairs whose shifts are those of 1-bit or, with `width` 2, 2-bit codes, from bit `from` on. */
 // @ts-ignore: decorator
 @inline
-function step8(v: v128, m: v128, x: usize): v128 {
-  return i32x4.add(pairs(v, 0, m, x, 0), i32x4.dot_i16x8_s(i16x8.shr_u(v, 8), v128.load32_splat(x, 4)));
-}
-
-// @ts-ignore: decorator
-@inline
-function simdQuarter8(w: usize, m: v128, x: usize): v128 {
+function step1(
+  v: v128, from: i32, width: i32, m: v128, x0: v128, x1: v128, x2: v128, x3: v128, x4: v128, x5: v128, x6: v128, x7: v128,
+): v128 {
   return i32x4.add(
     i32x4.add(
-      i32x4.add(step8(v128.load(w), m, x), step8(v128.load(w, 128), m, x + 8)),
-      i32x4.add(step8(v128.load(w, 256), m, x + 16), step8(v128.load(w, 384), m, x + 24)),
+      i32x4.add(pairs(v, from, m, x0), pairs(v, from + 8, m, x1)),
+      i32x4.add(pairs(v, from + width, m, x2), pairs(v, from + width + 8, m, x3)),
     ),
     i32x4.add(
-      i32x4.add(step8(v128.load(w, 512), m, x + 32), step8(v128.load(w, 640), m, x + 40)),
-      i32x4.add(step8(v128.load(w, 768), m, x + 48), step8(v128.load(w, 896), m, x + 56)),
+      i32x4.add(pairs(v, from + 2 * width, m, x4), pairs(v, from + 2 * width + 8, m, x5)),
+      i32x4.add(pairs(v, from + 3 * width, m, x6), pairs(v, from + 3 * width + 8, m, x7)),
     ),
   );
 }
 
+// ---- panels ---------------------------------------------------------------------------------------------------------
+
+/** Sums of the four channels at w over 32 columns (relaxed), or 16 (simd). sizeof<W> stands for the width of the segment. */
 // @ts-ignore: decorator
 @inline
-function step2(v: v128, m: v128, x: usize): v128 {
-  return i32x4.add(
-    i32x4.add(
-      i32x4.add(pairs(v, 0, m, x, 0), pairs(v, 8, m, x, 1)),
-      i32x4.add(pairs(v, 2, m, x, 2), pairs(v, 10, m, x, 3)),
-    ),
-    i32x4.add(
-      i32x4.add(pairs(v, 4, m, x, 4), pairs(v, 12, m, x, 5)),
-      i32x4.add(pairs(v, 6, m, x, 6), pairs(v, 14, m, x, 7)),
-    ),
-  );
+function quarter<W>(
+  w: usize, half: i32, m: v128, x0: v128, x1: v128, x2: v128, x3: v128, x4: v128, x5: v128, x6: v128, x7: v128,
+): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    if (sizeof<W>() == 8) return quarter8(w, m, x0, x1, x2, x3, x4, x5, x6, x7);
+    if (sizeof<W>() == 4) return quarter4(w, m, x0, x1, x2, x3, x4, x5, x6, x7);
+    if (sizeof<W>() == 2) return quarter2(w, m, x0, x1, x2, x3, x4, x5, x6, x7);
+    return quarter1(w, m, x0, x1, x2, x3, x4, x5, x6, x7);
+  }
+  if (sizeof<W>() == 8) return simdHalf8(w, half, m, x0, x1, x2, x3, x4, x5, x6, x7);
+  if (sizeof<W>() == 4) return simdHalf4(w, half, m, x0, x1, x2, x3, x4, x5, x6, x7);
+  if (sizeof<W>() == 2) return step1(v128.load(w + (<usize>half << 7)), 0, 2, m, x0, x1, x2, x3, x4, x5, x6, x7);
+  return step1(v128.load(w), half << 2, 1, m, x0, x1, x2, x3, x4, x5, x6, x7);
+}
+
+/** The bits of one code in each byte (relaxed) or 16-bit lane (simd). */
+// @ts-ignore: decorator
+@inline
+function codeMask<W>(): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) return i8x16.splat(sizeof<W>() == 1 ? 1 : sizeof<W>() == 2 ? 3 : 15);
+  return i16x8.splat(sizeof<W>() == 1 ? 1 : sizeof<W>() == 2 ? 3 : sizeof<W>() == 4 ? 15 : 255);
+}
+
+/** Bytes of 32 columns of 32 channels. */
+// @ts-ignore: decorator
+@inline
+function blockBytes<W>(): usize {
+  return sizeof<W>() << 7;
+}
+
+/** Bytes of 32 activations, or of their pairs. */
+// @ts-ignore: decorator
+@inline
+function blockInputs(): usize {
+  return ASC_FEATURE_RELAXED_SIMD ? 32 : 64;
 }
 
 // @ts-ignore: decorator
 @inline
-function simdQuarter2(w: usize, m: v128, x: usize): v128 {
-  return i32x4.add(step2(v128.load(w), m, x), step2(v128.load(w, 128), m, x + 32));
-}
-
-// @ts-ignore: decorator
-@inline
-function simdQuarter1(w: usize, m: v128, x: usize): v128 {
-  const v = v128.load(w);
-  return i32x4.add(
-    i32x4.add(
-      i32x4.add(
-        i32x4.add(pairs(v, 0, m, x, 0), pairs(v, 8, m, x, 1)),
-        i32x4.add(pairs(v, 1, m, x, 2), pairs(v, 9, m, x, 3)),
-      ),
-      i32x4.add(
-        i32x4.add(pairs(v, 2, m, x, 4), pairs(v, 10, m, x, 5)),
-        i32x4.add(pairs(v, 3, m, x, 6), pairs(v, 11, m, x, 7)),
-      ),
-    ),
-    i32x4.add(
-      i32x4.add(
-        i32x4.add(pairs(v, 4, m, x, 8), pairs(v, 12, m, x, 9)),
-        i32x4.add(pairs(v, 5, m, x, 10), pairs(v, 13, m, x, 11)),
-      ),
-      i32x4.add(
-        i32x4.add(pairs(v, 6, m, x, 12), pairs(v, 14, m, x, 13)),
-        i32x4.add(pairs(v, 7, m, x, 14), pairs(v, 15, m, x, 15)),
-      ),
-    ),
-  );
+function blocksOf(g: i32): i32 {
+  return (min<i32>(groupSize, k - g * groupSize) + 31) >> 5;
 }
 
 /**
- * All groups of one panel of one segment. x: s8 codes (relaxed) or prepared pairs (simd) of the row.
- * `fused`: the segment is the whole code; y[32] gets the finished groups (weight.ts), `parameters` those of both halves.
- * direct, mode, half: isDirect(), zeroMode, scaleHalf; constants make a
- * loop without branches of the usual weights. Else y is an array of i32 sums [group][32], to which (sums << shift) is added (`first`: which they become).
+ * Sums stay in memory: V8 issues all loads up to the next store first, and with eight sums in registers it would load 32
+ * vectors of weights and spill them. A store after each quarter keeps its four loads, eight activations and mask in registers.
  */
 // @ts-ignore: decorator
 @inline
-function panelGroups<W>(
-  w: usize, x: usize, y: usize, fused: bool, shift: i32, first: bool, parameters: usize, p: i32, direct: bool, mode: i32,
-  half: bool,
+function gather(acc: usize, sums: v128): void {
+  v128.store(acc, i32x4.add(sums, v128.load(acc)));
+}
+
+// @ts-ignore: decorator
+@inline
+function setAll(at: usize, value: v128): void {
+  v128.store(at, value);
+  v128.store(at, value, 16);
+  v128.store(at, value, 32);
+  v128.store(at, value, 48);
+  v128.store(at, value, 64);
+  v128.store(at, value, 80);
+  v128.store(at, value, 96);
+  v128.store(at, value, 112);
+}
+
+/** acc[32] (i32) += sums of a block of 32 columns, or of one half of it (simd). */
+// @ts-ignore: decorator
+@inline
+function gatherStep<W>(w: usize, x: usize, half: i32, acc: usize): void {
+  const m = codeMask<W>();
+  const x0 = v128.load32_splat(x);
+  const x1 = v128.load32_splat(x, 4);
+  const x2 = v128.load32_splat(x, 8);
+  const x3 = v128.load32_splat(x, 12);
+  const x4 = v128.load32_splat(x, 16);
+  const x5 = v128.load32_splat(x, 20);
+  const x6 = v128.load32_splat(x, 24);
+  const x7 = v128.load32_splat(x, 28);
+  gather(acc, quarter<W>(w, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 16, quarter<W>(w + 16, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 32, quarter<W>(w + 32, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 48, quarter<W>(w + 48, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 64, quarter<W>(w + 64, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 80, quarter<W>(w + 80, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 96, quarter<W>(w + 96, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 112, quarter<W>(w + 112, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+}
+
+/** acc[32] (i32) += sums of a block of 32 columns. */
+function gatherBlock<W>(w: usize, x: usize, acc: usize): void {
+  gatherStep<W>(w, x, 0, acc);
+  if (!ASC_FEATURE_RELAXED_SIMD) gatherStep<W>(w, x + 32, 1, acc);
+}
+
+/** The same for the last block of a group, which it finishes: the arithmetic of one quarter fills the waits of the other. */
+// @ts-ignore: decorator
+@inline
+function finishBlock<W>(
+  w: usize, x: usize, acc: usize, scales: usize, zeros: usize, scale: v128, total: v128, y: usize, mode: i32, halfScales: bool,
 ): void {
+  const half = ASC_FEATURE_RELAXED_SIMD ? 0 : 1;
+  if (!ASC_FEATURE_RELAXED_SIMD) {
+    gatherStep<W>(w, x, 0, acc);
+    x += 32;
+  }
+  const m = codeMask<W>();
+  const x0 = v128.load32_splat(x);
+  const x1 = v128.load32_splat(x, 4);
+  const x2 = v128.load32_splat(x, 8);
+  const x3 = v128.load32_splat(x, 12);
+  const x4 = v128.load32_splat(x, 16);
+  const x5 = v128.load32_splat(x, 20);
+  const x6 = v128.load32_splat(x, 24);
+  const x7 = v128.load32_splat(x, 28);
+  gather(acc, quarter<W>(w, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 16, quarter<W>(w + 16, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  finishDirect(v128.load(acc), v128.load(acc, 16), scales, zeros, 0, scale, total, y, mode, halfScales);
+  gather(acc + 32, quarter<W>(w + 32, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 48, quarter<W>(w + 48, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  finishDirect(v128.load(acc, 32), v128.load(acc, 48), scales, zeros, 8, scale, total, y, mode, halfScales);
+  gather(acc + 64, quarter<W>(w + 64, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 80, quarter<W>(w + 80, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  finishDirect(v128.load(acc, 64), v128.load(acc, 80), scales, zeros, 16, scale, total, y, mode, halfScales);
+  gather(acc + 96, quarter<W>(w + 96, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  gather(acc + 112, quarter<W>(w + 112, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
+  finishDirect(v128.load(acc, 96), v128.load(acc, 112), scales, zeros, 24, scale, total, y, mode, halfScales);
+}
+
+/**
+ * y[32] = the finished groups of one panel of a weight of one segment; isDirect() holds. x: s8 codes (relaxed) or prepared pairs
+ * (simd) of the row. mode, half: zeroMode, scaleHalf; constants make a loop without branches of the usual weights.
+ */
+// @ts-ignore: decorator
+@inline
+function panelDirect<W>(w: usize, x: usize, y: usize, p: i32, mode: i32, half: bool): void {
+  const acc = scratch + SUMS;
+  let scales = scalesOf(p, half);
+  let zeros = zerosOf(p);
+  setAll(y, f32x4.splat(-0.0));
+  for (let g = 0; g < groups; g++) {
+    const sum = rowSum(0, g);
+    setAll(acc, mode == ZERO_FOLDED ? startOf(sum) : i32x4.splat(0));
+    for (let left = blocksOf(g) - 1; left > 0; left--) {
+      gatherBlock<W>(w, x, acc);
+      w += blockBytes<W>();
+      x += blockInputs();
+    }
+    finishBlock<W>(w, x, acc, scales, zeros, f32x4.splat(rowScale(0, g)), i32x4.splat(sum), y, mode, half);
+    scales += half ? 64 : 128;
+    zeros += 32;
+    w += blockBytes<W>();
+    x += blockInputs();
+  }
+}
+
+/** The same for asymmetric activations or zero points in floating point. `parameters` are those of both halves (weight.ts). */
+// @ts-ignore: decorator
+@inline
+function panelPrepared<W>(w: usize, x: usize, y: usize, parameters: usize): void {
+  const acc = scratch + SUMS;
+  const mode = zeroMode;
   const shifted = asymmetric;
-  const width = sizeof<W>() == 1 ? 1 : sizeof<W>() == 2 ? 2 : sizeof<W>() == 4 ? 4 : 8;
   let second = parameters + <usize>groups * GROUP_BYTES;
   for (let g = 0; g < groups; g++) {
     const sum = rowSum(0, g);
-    const za = direct ? 0 : rowZero(0, g);
-    let s0 = fused && mode == ZERO_FOLDED ? startOf(sum) : i32x4.splat(0);
-    let s1 = s0;
-    let s2 = s0;
-    let s3 = s0;
-    let s4 = s0;
-    let s5 = s0;
-    let s6 = s0;
-    let s7 = s0;
-    let blocks = (min<i32>(groupSize, k - g * groupSize) + 31) >> 5;
-    if (ASC_FEATURE_RELAXED_SIMD) {
-      const m = i8x16.splat(width == 1 ? 1 : width == 2 ? 3 : 15);
-      for (; blocks > 0; blocks--) {
-        const x0 = v128.load32_splat(x);
-        const x1 = v128.load32_splat(x, 4);
-        const x2 = v128.load32_splat(x, 8);
-        const x3 = v128.load32_splat(x, 12);
-        const x4 = v128.load32_splat(x, 16);
-        const x5 = v128.load32_splat(x, 20);
-        const x6 = v128.load32_splat(x, 24);
-        const x7 = v128.load32_splat(x, 28);
-        if (sizeof<W>() == 4) {
-          s0 = i32x4.add(s0, quarter4(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s1 = i32x4.add(s1, quarter4(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s2 = i32x4.add(s2, quarter4(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s3 = i32x4.add(s3, quarter4(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s4 = i32x4.add(s4, quarter4(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s5 = i32x4.add(s5, quarter4(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s6 = i32x4.add(s6, quarter4(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s7 = i32x4.add(s7, quarter4(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          w += 512;
-        } else if (sizeof<W>() == 8) {
-          s0 = i32x4.add(s0, quarter8(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s1 = i32x4.add(s1, quarter8(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s2 = i32x4.add(s2, quarter8(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s3 = i32x4.add(s3, quarter8(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s4 = i32x4.add(s4, quarter8(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s5 = i32x4.add(s5, quarter8(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s6 = i32x4.add(s6, quarter8(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s7 = i32x4.add(s7, quarter8(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          w += 1024;
-        } else if (sizeof<W>() == 2) {
-          s0 = i32x4.add(s0, quarter2(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s1 = i32x4.add(s1, quarter2(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s2 = i32x4.add(s2, quarter2(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s3 = i32x4.add(s3, quarter2(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s4 = i32x4.add(s4, quarter2(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s5 = i32x4.add(s5, quarter2(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s6 = i32x4.add(s6, quarter2(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s7 = i32x4.add(s7, quarter2(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          w += 256;
-        } else {
-          s0 = i32x4.add(s0, quarter1(w, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s1 = i32x4.add(s1, quarter1(w + 16, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s2 = i32x4.add(s2, quarter1(w + 32, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s3 = i32x4.add(s3, quarter1(w + 48, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s4 = i32x4.add(s4, quarter1(w + 64, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s5 = i32x4.add(s5, quarter1(w + 80, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s6 = i32x4.add(s6, quarter1(w + 96, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          s7 = i32x4.add(s7, quarter1(w + 112, m, x0, x1, x2, x3, x4, x5, x6, x7));
-          w += 128;
-        }
-        x += 32;
-      }
-    } else {
-      const m = i16x8.splat(width == 1 ? 1 : width == 2 ? 3 : width == 4 ? 15 : 255);
-      for (; blocks > 0; blocks--) {
-        if (sizeof<W>() == 4) {
-          s0 = i32x4.add(s0, simdQuarter4(w, m, x));
-          s1 = i32x4.add(s1, simdQuarter4(w + 16, m, x));
-          s2 = i32x4.add(s2, simdQuarter4(w + 32, m, x));
-          s3 = i32x4.add(s3, simdQuarter4(w + 48, m, x));
-          s4 = i32x4.add(s4, simdQuarter4(w + 64, m, x));
-          s5 = i32x4.add(s5, simdQuarter4(w + 80, m, x));
-          s6 = i32x4.add(s6, simdQuarter4(w + 96, m, x));
-          s7 = i32x4.add(s7, simdQuarter4(w + 112, m, x));
-          w += 512;
-        } else if (sizeof<W>() == 8) {
-          s0 = i32x4.add(s0, simdQuarter8(w, m, x));
-          s1 = i32x4.add(s1, simdQuarter8(w + 16, m, x));
-          s2 = i32x4.add(s2, simdQuarter8(w + 32, m, x));
-          s3 = i32x4.add(s3, simdQuarter8(w + 48, m, x));
-          s4 = i32x4.add(s4, simdQuarter8(w + 64, m, x));
-          s5 = i32x4.add(s5, simdQuarter8(w + 80, m, x));
-          s6 = i32x4.add(s6, simdQuarter8(w + 96, m, x));
-          s7 = i32x4.add(s7, simdQuarter8(w + 112, m, x));
-          w += 1024;
-        } else if (sizeof<W>() == 2) {
-          s0 = i32x4.add(s0, simdQuarter2(w, m, x));
-          s1 = i32x4.add(s1, simdQuarter2(w + 16, m, x));
-          s2 = i32x4.add(s2, simdQuarter2(w + 32, m, x));
-          s3 = i32x4.add(s3, simdQuarter2(w + 48, m, x));
-          s4 = i32x4.add(s4, simdQuarter2(w + 64, m, x));
-          s5 = i32x4.add(s5, simdQuarter2(w + 80, m, x));
-          s6 = i32x4.add(s6, simdQuarter2(w + 96, m, x));
-          s7 = i32x4.add(s7, simdQuarter2(w + 112, m, x));
-          w += 256;
-        } else {
-          s0 = i32x4.add(s0, simdQuarter1(w, m, x));
-          s1 = i32x4.add(s1, simdQuarter1(w + 16, m, x));
-          s2 = i32x4.add(s2, simdQuarter1(w + 32, m, x));
-          s3 = i32x4.add(s3, simdQuarter1(w + 48, m, x));
-          s4 = i32x4.add(s4, simdQuarter1(w + 64, m, x));
-          s5 = i32x4.add(s5, simdQuarter1(w + 80, m, x));
-          s6 = i32x4.add(s6, simdQuarter1(w + 96, m, x));
-          s7 = i32x4.add(s7, simdQuarter1(w + 112, m, x));
-          w += 128;
-        }
-        x += 64;
-      }
+    const za = rowZero(0, g);
+    setAll(acc, mode == ZERO_FOLDED ? startOf(sum) : i32x4.splat(0));
+    for (let left = blocksOf(g); left > 0; left--) {
+      gatherBlock<W>(w, x, acc);
+      w += blockBytes<W>();
+      x += blockInputs();
     }
-    if (fused && direct) {
-      const scale = f32x4.splat(rowScale(0, g));
-      const total = i32x4.splat(sum);
-      const begin = g == 0;
-      const entry = (<usize>p * <usize>groups + <usize>g) << 5;
-      finishDirect(s0, s1, entry, 0, scale, total, y, begin, mode, half);
-      finishDirect(s2, s3, entry, 8, scale, total, y, begin, mode, half);
-      finishDirect(s4, s5, entry, 16, scale, total, y, begin, mode, half);
-      finishDirect(s6, s7, entry, 24, scale, total, y, begin, mode, half);
-    } else if (fused) {
-      const scale = f32x4.splat(rowScale(0, g));
-      const total = i32x4.splat(centered(sum, za, g));
-      const zero = i32x4.splat(za);
-      const begin = g == 0;
-      finishQuarter(s0, parameters + 0, scale, total, zero, y + 0, begin, mode, shifted);
-      finishQuarter(s1, parameters + 16, scale, total, zero, y + 16, begin, mode, shifted);
-      finishQuarter(s2, parameters + 32, scale, total, zero, y + 32, begin, mode, shifted);
-      finishQuarter(s3, parameters + 48, scale, total, zero, y + 48, begin, mode, shifted);
-      finishQuarter(s4, second + 0, scale, total, zero, y + 64, begin, mode, shifted);
-      finishQuarter(s5, second + 16, scale, total, zero, y + 80, begin, mode, shifted);
-      finishQuarter(s6, second + 32, scale, total, zero, y + 96, begin, mode, shifted);
-      finishQuarter(s7, second + 48, scale, total, zero, y + 112, begin, mode, shifted);
-      parameters += GROUP_BYTES;
-      second += GROUP_BYTES;
-    } else {
-      keep(y + 0, s0, shift, first);
-      keep(y + 16, s1, shift, first);
-      keep(y + 32, s2, shift, first);
-      keep(y + 48, s3, shift, first);
-      keep(y + 64, s4, shift, first);
-      keep(y + 80, s5, shift, first);
-      keep(y + 96, s6, shift, first);
-      keep(y + 112, s7, shift, first);
-      y += 128;
+    const scale = f32x4.splat(rowScale(0, g));
+    const total = i32x4.splat(centered(sum, za, g));
+    const zero = i32x4.splat(za);
+    for (let at: usize = 0; at < 64; at += 16) {
+      finishQuarter(v128.load(acc + at), parameters + at, scale, total, zero, y + at, g == 0, mode, shifted);
+      finishQuarter(v128.load(acc + at, 64), second + at, scale, total, zero, y + at + 64, g == 0, mode, shifted);
     }
+    parameters += GROUP_BYTES;
+    second += GROUP_BYTES;
+  }
+}
+
+/** One segment of a code of several: adds (sums << shift) to the i32 sums [group][32] at acc, or with `first` stores them. */
+// @ts-ignore: decorator
+@inline
+function panelPart<W>(w: usize, x: usize, acc: usize, shift: i32, first: bool): void {
+  const own = scratch + SUMS;
+  for (let g = 0; g < groups; g++) {
+    setAll(own, i32x4.splat(0));
+    for (let left = blocksOf(g); left > 0; left--) {
+      gatherBlock<W>(w, x, own);
+      w += blockBytes<W>();
+      x += blockInputs();
+    }
+    for (let at: usize = 0; at < 128; at += 16) {
+      const value = i32x4.shl(v128.load(own + at), shift);
+      v128.store(acc + at, first ? value : i32x4.add(v128.load(acc + at), value));
+    }
+    acc += 128;
   }
 }
 
 // @ts-ignore: decorator
 @inline
-function keep(acc: usize, sums: v128, shift: i32, first: bool): void {
-  const value = i32x4.shl(sums, shift);
-  v128.store(acc, first ? value : i32x4.add(v128.load(acc), value));
+function panel<W>(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
+  if (isDirect()) panelDirect<W>(w, x, y, p, zeroMode, scaleHalf);
+  else panelPrepared<W>(w, x, y, parameters);
 }
 
 // The type argument stands for the width of the segment: sizeof 8, 4, 2, 1.
 export function panel8(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i64>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
+  panel<i64>(w, x, y, parameters, p);
 }
 export function panel4(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  if (isDirect() && zeroMode == ZERO_SHORT && scaleHalf) panelGroups<i32>(w, x, y, true, 0, true, parameters, p, true, ZERO_SHORT, true);
-  else panelGroups<i32>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
+  if (isDirect() && zeroMode == ZERO_SHORT && scaleHalf) panelDirect<i32>(w, x, y, p, ZERO_SHORT, true);
+  else panel<i32>(w, x, y, parameters, p);
 }
 export function panel2(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i16>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
+  panel<i16>(w, x, y, parameters, p);
 }
 export function panel1(w: usize, x: usize, y: usize, parameters: usize, p: i32): void {
-  panelGroups<i8>(w, x, y, true, 0, true, parameters, p, isDirect(), zeroMode, scaleHalf);
+  panel<i8>(w, x, y, parameters, p);
 }
 export function part4(w: usize, x: usize, acc: usize): void {
-  panelGroups<i32>(w, x, acc, false, 0, true, 0, 0, isDirect(), zeroMode, scaleHalf);
+  panelPart<i32>(w, x, acc, 0, true);
 }
 export function part2(w: usize, x: usize, acc: usize, shift: i32, first: bool): void {
-  panelGroups<i16>(w, x, acc, false, shift, first, 0, 0, isDirect(), zeroMode, scaleHalf);
+  panelPart<i16>(w, x, acc, shift, first);
 }
 export function part1(w: usize, x: usize, acc: usize, shift: i32): void {
-  panelGroups<i8>(w, x, acc, false, shift, false, 0, 0, isDirect(), zeroMode, scaleHalf);
+  panelPart<i8>(w, x, acc, shift, false);
 }

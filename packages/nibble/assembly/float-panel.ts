@@ -3,6 +3,7 @@
  * integer codes. v2. Inner dimension in order, as everywhere; 16-bit weights are summed by even and odd channels and
  * interleaved at the end.
  */
+import { scratch } from "./control";
 import { byte0, byte1, byte2, byte3 } from "./decode";
 import { finiteHalf, madd } from "./math";
 import { GROUP_BYTES, groupSize, groups, isZeroConst, k } from "./weight";
@@ -110,33 +111,32 @@ function quad(codes: v128, z: v128, acc: v128, x0: v128, x1: v128, x2: v128, x3:
   return madd(f32x4.sub(f32x4.convert_i32x4_s(byte3(codes)), z), x3, acc);
 }
 
+/** Eight columns of 4-bit codes. */
+// @ts-ignore: decorator
+@inline
+function nibbles(
+  v: v128, z: v128, acc: v128, x0: v128, x1: v128, x2: v128, x3: v128, x4: v128, x5: v128, x6: v128, x7: v128,
+): v128 {
+  const m = i8x16.splat(15);
+  acc = quad(v128.and(v, m), z, acc, x0, x1, x2, x3);
+  return quad(v128.and(i16x8.shr_u(v, 4), m), z, acc, x4, x5, x6, x7);
+}
+
 /**
  * y[32] = grouped panel of 32 channels of integer codes; k and the groups are multiples of 8. `parameters` of both halves:
- * scale and, at +64, zero point, both f32, GROUP_BYTES a group. sizeof<W> is the width of the only segment, 8 or 4. (Half a
- * panel at a time would fit the registers and is slower: four chains of additions do not fill the units.)
+ * scale and, at +64, zero point, both f32, GROUP_BYTES a group. sizeof<W> is the width of the only segment, 8 or 4.
+ *
+ * Sums stay in memory (the first 128 bytes of scratch): V8 issues all loads up to the next store first, and with eight sums in
+ * registers it would load all weights of a step and spill them. The store after each quarter prevents that.
  */
 // @ts-ignore: decorator
 @inline
 function codesPanel<W>(w: usize, x: usize, y: usize, parameters: usize): void {
   let second = parameters + <usize>groups * GROUP_BYTES;
+  const acc = scratch;
   let column = 0;
   for (let g = 0; g < groups; g++) {
-    let a0 = f32x4.splat(0);
-    let a1 = f32x4.splat(0);
-    let a2 = f32x4.splat(0);
-    let a3 = f32x4.splat(0);
-    let a4 = f32x4.splat(0);
-    let a5 = f32x4.splat(0);
-    let a6 = f32x4.splat(0);
-    let a7 = f32x4.splat(0);
-    const z0 = v128.load(parameters, 64);
-    const z1 = v128.load(parameters, 80);
-    const z2 = v128.load(parameters, 96);
-    const z3 = v128.load(parameters, 112);
-    const z4 = v128.load(second, 64);
-    const z5 = v128.load(second, 80);
-    const z6 = v128.load(second, 96);
-    const z7 = v128.load(second, 112);
+    clear32(acc);
     const stop = min<i32>((g + 1) * groupSize, k);
     while (column < stop) {
       const x0 = v128.load32_splat(x);
@@ -144,14 +144,14 @@ function codesPanel<W>(w: usize, x: usize, y: usize, parameters: usize): void {
       const x2 = v128.load32_splat(x, 8);
       const x3 = v128.load32_splat(x, 12);
       if (sizeof<W>() == 8) {
-        a0 = quad(v128.load(w), z0, a0, x0, x1, x2, x3);
-        a1 = quad(v128.load(w, 16), z1, a1, x0, x1, x2, x3);
-        a2 = quad(v128.load(w, 32), z2, a2, x0, x1, x2, x3);
-        a3 = quad(v128.load(w, 48), z3, a3, x0, x1, x2, x3);
-        a4 = quad(v128.load(w, 64), z4, a4, x0, x1, x2, x3);
-        a5 = quad(v128.load(w, 80), z5, a5, x0, x1, x2, x3);
-        a6 = quad(v128.load(w, 96), z6, a6, x0, x1, x2, x3);
-        a7 = quad(v128.load(w, 112), z7, a7, x0, x1, x2, x3);
+        v128.store(acc, quad(v128.load(w), v128.load(parameters, 64), v128.load(acc), x0, x1, x2, x3));
+        v128.store(acc, quad(v128.load(w, 16), v128.load(parameters, 80), v128.load(acc, 16), x0, x1, x2, x3), 16);
+        v128.store(acc, quad(v128.load(w, 32), v128.load(parameters, 96), v128.load(acc, 32), x0, x1, x2, x3), 32);
+        v128.store(acc, quad(v128.load(w, 48), v128.load(parameters, 112), v128.load(acc, 48), x0, x1, x2, x3), 48);
+        v128.store(acc, quad(v128.load(w, 64), v128.load(second, 64), v128.load(acc, 64), x0, x1, x2, x3), 64);
+        v128.store(acc, quad(v128.load(w, 80), v128.load(second, 80), v128.load(acc, 80), x0, x1, x2, x3), 80);
+        v128.store(acc, quad(v128.load(w, 96), v128.load(second, 96), v128.load(acc, 96), x0, x1, x2, x3), 96);
+        v128.store(acc, quad(v128.load(w, 112), v128.load(second, 112), v128.load(acc, 112), x0, x1, x2, x3), 112);
         column += 4;
         x += 16;
       } else {
@@ -159,67 +159,58 @@ function codesPanel<W>(w: usize, x: usize, y: usize, parameters: usize): void {
         const x5 = v128.load32_splat(x, 20);
         const x6 = v128.load32_splat(x, 24);
         const x7 = v128.load32_splat(x, 28);
-        const m = i8x16.splat(15);
-        let v: v128;
-        v = v128.load(w);
-        a0 = quad(v128.and(v, m), z0, a0, x0, x1, x2, x3);
-        a0 = quad(v128.and(i16x8.shr_u(v, 4), m), z0, a0, x4, x5, x6, x7);
-        v = v128.load(w, 16);
-        a1 = quad(v128.and(v, m), z1, a1, x0, x1, x2, x3);
-        a1 = quad(v128.and(i16x8.shr_u(v, 4), m), z1, a1, x4, x5, x6, x7);
-        v = v128.load(w, 32);
-        a2 = quad(v128.and(v, m), z2, a2, x0, x1, x2, x3);
-        a2 = quad(v128.and(i16x8.shr_u(v, 4), m), z2, a2, x4, x5, x6, x7);
-        v = v128.load(w, 48);
-        a3 = quad(v128.and(v, m), z3, a3, x0, x1, x2, x3);
-        a3 = quad(v128.and(i16x8.shr_u(v, 4), m), z3, a3, x4, x5, x6, x7);
-        v = v128.load(w, 64);
-        a4 = quad(v128.and(v, m), z4, a4, x0, x1, x2, x3);
-        a4 = quad(v128.and(i16x8.shr_u(v, 4), m), z4, a4, x4, x5, x6, x7);
-        v = v128.load(w, 80);
-        a5 = quad(v128.and(v, m), z5, a5, x0, x1, x2, x3);
-        a5 = quad(v128.and(i16x8.shr_u(v, 4), m), z5, a5, x4, x5, x6, x7);
-        v = v128.load(w, 96);
-        a6 = quad(v128.and(v, m), z6, a6, x0, x1, x2, x3);
-        a6 = quad(v128.and(i16x8.shr_u(v, 4), m), z6, a6, x4, x5, x6, x7);
-        v = v128.load(w, 112);
-        a7 = quad(v128.and(v, m), z7, a7, x0, x1, x2, x3);
-        a7 = quad(v128.and(i16x8.shr_u(v, 4), m), z7, a7, x4, x5, x6, x7);
+        v128.store(acc, nibbles(v128.load(w), v128.load(parameters, 64), v128.load(acc), x0, x1, x2, x3, x4, x5, x6, x7));
+        v128.store(acc, nibbles(v128.load(w, 16), v128.load(parameters, 80), v128.load(acc, 16), x0, x1, x2, x3, x4, x5, x6, x7), 16);
+        v128.store(acc, nibbles(v128.load(w, 32), v128.load(parameters, 96), v128.load(acc, 32), x0, x1, x2, x3, x4, x5, x6, x7), 32);
+        v128.store(acc, nibbles(v128.load(w, 48), v128.load(parameters, 112), v128.load(acc, 48), x0, x1, x2, x3, x4, x5, x6, x7), 48);
+        v128.store(acc, nibbles(v128.load(w, 64), v128.load(second, 64), v128.load(acc, 64), x0, x1, x2, x3, x4, x5, x6, x7), 64);
+        v128.store(acc, nibbles(v128.load(w, 80), v128.load(second, 80), v128.load(acc, 80), x0, x1, x2, x3, x4, x5, x6, x7), 80);
+        v128.store(acc, nibbles(v128.load(w, 96), v128.load(second, 96), v128.load(acc, 96), x0, x1, x2, x3, x4, x5, x6, x7), 96);
+        v128.store(acc, nibbles(v128.load(w, 112), v128.load(second, 112), v128.load(acc, 112), x0, x1, x2, x3, x4, x5, x6, x7), 112);
         column += 8;
         x += 32;
       }
       w += 128;
     }
     const begin = g == 0;
-    scaleInto(y, a0, parameters, begin);
-    scaleInto(y + 16, a1, parameters + 16, begin);
-    scaleInto(y + 32, a2, parameters + 32, begin);
-    scaleInto(y + 48, a3, parameters + 48, begin);
-    scaleInto(y + 64, a4, second, begin);
-    scaleInto(y + 80, a5, second + 16, begin);
-    scaleInto(y + 96, a6, second + 32, begin);
-    scaleInto(y + 112, a7, second + 48, begin);
+    scaleInto(y, v128.load(acc), parameters, begin);
+    scaleInto(y + 16, v128.load(acc, 16), parameters + 16, begin);
+    scaleInto(y + 32, v128.load(acc, 32), parameters + 32, begin);
+    scaleInto(y + 48, v128.load(acc, 48), parameters + 48, begin);
+    scaleInto(y + 64, v128.load(acc, 64), second, begin);
+    scaleInto(y + 80, v128.load(acc, 80), second + 16, begin);
+    scaleInto(y + 96, v128.load(acc, 96), second + 32, begin);
+    scaleInto(y + 112, v128.load(acc, 112), second + 48, begin);
     parameters += GROUP_BYTES;
     second += GROUP_BYTES;
   }
 }
 
-/** Byte t (0..3) of each lane in its top byte, zeros below. */
+/** Swizzle that puts byte t (0..3) of each lane into its top byte, zeros below. */
 // @ts-ignore: decorator
 @inline
-function top(v: v128, t: i32): v128 {
-  return i8x16.swizzle(v, i32x4(0x00808080 + (t << 24), 0x04808080 + (t << 24), 0x08808080 + (t << 24), 0x0c808080 + (t << 24)));
+function topOf(t: i32): v128 {
+  return i32x4(0x00808080 + (t << 24), 0x04808080 + (t << 24), 0x08808080 + (t << 24), 0x0c808080 + (t << 24));
+}
+
+/** Byte t of each lane of v in its top byte. `places` is topOf(t), where one instruction takes it from a variable. */
+// @ts-ignore: decorator
+@inline
+function top(v: v128, t: i32, places: v128): v128 {
+  return ASC_FEATURE_RELAXED_SIMD ? i8x16.relaxed_swizzle(v, places) : i8x16.swizzle(v, topOf(t));
 }
 
 /** Four columns of four channels: acc += 2^24 (c - 128) x. A flipped top bit makes the code less 128 a signed top byte. */
 // @ts-ignore: decorator
 @inline
-function quadMiddle(codes: v128, acc: v128, x0: v128, x1: v128, x2: v128, x3: v128): v128 {
-  const c = v128.xor(codes, i8x16.splat(-128));
-  acc = madd(f32x4.convert_i32x4_s(top(c, 0)), x0, acc);
-  acc = madd(f32x4.convert_i32x4_s(top(c, 1)), x1, acc);
-  acc = madd(f32x4.convert_i32x4_s(top(c, 2)), x2, acc);
-  return madd(f32x4.convert_i32x4_s(top(c, 3)), x3, acc);
+function quadMiddle(
+  codes: v128, acc: v128, flip: v128, t0: v128, t1: v128, t2: v128, t3: v128, x0: v128, x1: v128, x2: v128, x3: v128,
+): v128 {
+  const c = v128.xor(codes, flip);
+  acc = madd(f32x4.convert_i32x4_s(top(c, 0, t0)), x0, acc);
+  acc = madd(f32x4.convert_i32x4_s(top(c, 1, t1)), x1, acc);
+  acc = madd(f32x4.convert_i32x4_s(top(c, 2, t2)), x2, acc);
+  return madd(f32x4.convert_i32x4_s(top(c, 3, t3)), x3, acc);
 }
 
 /**
@@ -228,41 +219,46 @@ function quadMiddle(codes: v128, acc: v128, x0: v128, x1: v128, x2: v128, x3: v1
  */
 function codesMiddle8(w: usize, x: usize, y: usize, parameters: usize): void {
   let second = parameters + <usize>groups * GROUP_BYTES;
+  const acc = scratch;
+  // V8 builds constants anew in each round of a loop; what was loaded it keeps.
+  v128.store(acc, topOf(0));
+  v128.store(acc, topOf(1), 16);
+  v128.store(acc, topOf(2), 32);
+  v128.store(acc, topOf(3), 48);
+  v128.store(acc, i8x16.splat(-128), 64);
+  const t0 = v128.load(acc);
+  const t1 = v128.load(acc, 16);
+  const t2 = v128.load(acc, 32);
+  const t3 = v128.load(acc, 48);
+  const flip = v128.load(acc, 64);
   const down = f32x4.splat(5.9604644775390625e-8); // 2^-24
   for (let g = 0; g < groups; g++) {
-    let a0 = f32x4.splat(0);
-    let a1 = f32x4.splat(0);
-    let a2 = f32x4.splat(0);
-    let a3 = f32x4.splat(0);
-    let a4 = f32x4.splat(0);
-    let a5 = f32x4.splat(0);
-    let a6 = f32x4.splat(0);
-    let a7 = f32x4.splat(0);
+    clear32(acc);
     for (let left = min<i32>(groupSize, k - g * groupSize); left > 0; left -= 4) {
       const x0 = v128.load32_splat(x);
       const x1 = v128.load32_splat(x, 4);
       const x2 = v128.load32_splat(x, 8);
       const x3 = v128.load32_splat(x, 12);
-      a0 = quadMiddle(v128.load(w), a0, x0, x1, x2, x3);
-      a1 = quadMiddle(v128.load(w, 16), a1, x0, x1, x2, x3);
-      a2 = quadMiddle(v128.load(w, 32), a2, x0, x1, x2, x3);
-      a3 = quadMiddle(v128.load(w, 48), a3, x0, x1, x2, x3);
-      a4 = quadMiddle(v128.load(w, 64), a4, x0, x1, x2, x3);
-      a5 = quadMiddle(v128.load(w, 80), a5, x0, x1, x2, x3);
-      a6 = quadMiddle(v128.load(w, 96), a6, x0, x1, x2, x3);
-      a7 = quadMiddle(v128.load(w, 112), a7, x0, x1, x2, x3);
+      v128.store(acc, quadMiddle(v128.load(w), v128.load(acc), flip, t0, t1, t2, t3, x0, x1, x2, x3));
+      v128.store(acc, quadMiddle(v128.load(w, 16), v128.load(acc, 16), flip, t0, t1, t2, t3, x0, x1, x2, x3), 16);
+      v128.store(acc, quadMiddle(v128.load(w, 32), v128.load(acc, 32), flip, t0, t1, t2, t3, x0, x1, x2, x3), 32);
+      v128.store(acc, quadMiddle(v128.load(w, 48), v128.load(acc, 48), flip, t0, t1, t2, t3, x0, x1, x2, x3), 48);
+      v128.store(acc, quadMiddle(v128.load(w, 64), v128.load(acc, 64), flip, t0, t1, t2, t3, x0, x1, x2, x3), 64);
+      v128.store(acc, quadMiddle(v128.load(w, 80), v128.load(acc, 80), flip, t0, t1, t2, t3, x0, x1, x2, x3), 80);
+      v128.store(acc, quadMiddle(v128.load(w, 96), v128.load(acc, 96), flip, t0, t1, t2, t3, x0, x1, x2, x3), 96);
+      v128.store(acc, quadMiddle(v128.load(w, 112), v128.load(acc, 112), flip, t0, t1, t2, t3, x0, x1, x2, x3), 112);
       x += 16;
       w += 128;
     }
     const begin = g == 0;
-    scaleInto(y, f32x4.mul(a0, down), parameters, begin);
-    scaleInto(y + 16, f32x4.mul(a1, down), parameters + 16, begin);
-    scaleInto(y + 32, f32x4.mul(a2, down), parameters + 32, begin);
-    scaleInto(y + 48, f32x4.mul(a3, down), parameters + 48, begin);
-    scaleInto(y + 64, f32x4.mul(a4, down), second, begin);
-    scaleInto(y + 80, f32x4.mul(a5, down), second + 16, begin);
-    scaleInto(y + 96, f32x4.mul(a6, down), second + 32, begin);
-    scaleInto(y + 112, f32x4.mul(a7, down), second + 48, begin);
+    scaleInto(y, f32x4.mul(v128.load(acc), down), parameters, begin);
+    scaleInto(y + 16, f32x4.mul(v128.load(acc, 16), down), parameters + 16, begin);
+    scaleInto(y + 32, f32x4.mul(v128.load(acc, 32), down), parameters + 32, begin);
+    scaleInto(y + 48, f32x4.mul(v128.load(acc, 48), down), parameters + 48, begin);
+    scaleInto(y + 64, f32x4.mul(v128.load(acc, 64), down), second, begin);
+    scaleInto(y + 80, f32x4.mul(v128.load(acc, 80), down), second + 16, begin);
+    scaleInto(y + 96, f32x4.mul(v128.load(acc, 96), down), second + 32, begin);
+    scaleInto(y + 112, f32x4.mul(v128.load(acc, 112), down), second + 48, begin);
     parameters += GROUP_BYTES;
     second += GROUP_BYTES;
   }
@@ -322,6 +318,20 @@ export function expandPanel(at4: usize, at2: usize, at1: usize, columns: i32, ou
     if (at1 != 0) at1 += 128;
     out += 1024;
   }
+}
+
+// @ts-ignore: decorator
+@inline
+function clear32(at: usize): void {
+  const none = f32x4.splat(0);
+  v128.store(at, none);
+  v128.store(at, none, 16);
+  v128.store(at, none, 32);
+  v128.store(at, none, 48);
+  v128.store(at, none, 64);
+  v128.store(at, none, 80);
+  v128.store(at, none, 96);
+  v128.store(at, none, 112);
 }
 
 // @ts-ignore: decorator

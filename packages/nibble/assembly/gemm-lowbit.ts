@@ -5,7 +5,7 @@
  */
 import { codes, largestCode, ldCodes, openActivations, rowScale, rowSum, rowZero } from "./activations";
 import { operand, place, placeOrZero, scratch, shareOf, thread } from "./control";
-import { panel1, panel2, panel4, panel8, part1, part2, part4, preparePairs } from "./dot-panel";
+import { SUMS, panel1, panel2, panel4, panel8, part1, part2, part4, preparePairs } from "./dot-panel";
 import { tileGroups1, tileGroups2, tileSteps, unpackHalf } from "./dot-tile";
 import {
   LINEAR_INT_ACTIVATION_GROUPS, LINEAR_INT_CODES_AT, LINEAR_INT_DST_AT, LINEAR_INT_EPILOGUE, LINEAR_INT_LD_CODES,
@@ -17,9 +17,9 @@ import {
   zeroMode,
 } from "./weight";
 
-// Scratch: outputs of a panel or of two rows of a half-panel, group parameters of a panel, then the rest.
+// Scratch: outputs of a panel or of two rows of a half-panel, integer sums of a panel, group parameters of a panel, then the rest.
 const Y: usize = 0;
-const PARAMETERS: usize = 128;
+const PARAMETERS: usize = SUMS + 128;
 
 /** Combined codes (3, 5, 6, 7 bits): finishes all groups of a panel from their sums [group][32]. */
 function finishParts(sums: usize, y: usize, parameters: usize): void {

@@ -247,38 +247,51 @@ export function finishQuarter(
   v128.store(y, value);
 }
 
-/** Eight channels (number `channel` of panel p, a multiple of 8) straight from the stored parameters: isDirect. half: scales are f16. */
+/** Where the scales of group 0 of panel p stand. half: they are f16. */
+// @ts-ignore: decorator
+@inline
+export function scalesOf(p: i32, half: bool): usize {
+  return scaleAt + ((<usize>p * <usize>groups) << (half ? 6 : 7));
+}
+
+/** Where the integer zero points of group 0 of panel p stand. */
+// @ts-ignore: decorator
+@inline
+export function zerosOf(p: i32): usize {
+  return zeroAt + ((<usize>p * <usize>groups) << 5);
+}
+
+/**
+ * Eight channels (number `channel` of a panel, a multiple of 8) straight from the stored parameters of a group: isDirect().
+ * half: scales are f16. Adds to y, which starts as -0: that leaves the first group as it is, its sign of zero included.
+ */
 // @ts-ignore: decorator
 @inline
 export function finishDirect(
-  a: v128, b: v128, entry: usize, channel: usize, scale: v128, sum: v128, y: usize, first: bool, mode: i32, half: bool,
+  a: v128, b: v128, scales: usize, zeros: usize, channel: usize, scale: v128, sum: v128, y: usize, mode: i32, half: bool,
 ): void {
   let s0: v128;
   let s1: v128;
   if (half) {
     const none = i32x4.splat(0);
-    const h = v128.load(scaleAt + ((entry + channel) << 1));
+    const h = v128.load(scales + (channel << 1));
     s0 = finiteHalf(i16x8.shuffle(none, h, 0, 8, 1, 9, 2, 10, 3, 11));
     s1 = finiteHalf(i16x8.shuffle(none, h, 4, 12, 5, 13, 6, 14, 7, 15));
   } else {
-    s0 = v128.load(scaleAt + ((entry + channel) << 2));
-    s1 = v128.load(scaleAt + ((entry + channel) << 2), 16);
+    s0 = v128.load(scales + (channel << 2));
+    s1 = v128.load(scales + (channel << 2), 16);
   }
   if (mode != ZERO_FOLDED) {
-    const z = v128.load8x8_u(zeroAt + entry + channel);
+    const z = v128.load8x8_u(zeros + channel);
     const none = i32x4.splat(0);
     a = i32x4.sub(a, timesSum(i16x8.shuffle(z, none, 0, 8, 1, 9, 2, 10, 3, 11), sum, mode));
     b = i32x4.sub(b, timesSum(i16x8.shuffle(z, none, 4, 12, 5, 13, 6, 14, 7, 15), sum, mode));
   }
-  let u = f32x4.mul(f32x4.convert_i32x4_s(a), f32x4.mul(scale, s0));
-  let v = f32x4.mul(f32x4.convert_i32x4_s(b), f32x4.mul(scale, s1));
   const to = y + (channel << 2);
-  if (!first) {
-    u = f32x4.add(v128.load(to), u);
-    v = f32x4.add(v128.load(to, 16), v);
-  }
-  v128.store(to, u);
-  v128.store(to, v, 16);
+  const u = f32x4.mul(f32x4.convert_i32x4_s(a), f32x4.mul(scale, s0));
+  v128.store(to, f32x4.add(v128.load(to), u));
+  const v = f32x4.mul(f32x4.convert_i32x4_s(b), f32x4.mul(scale, s1));
+  v128.store(to, f32x4.add(v128.load(to, 16), v), 16);
 }
 
 /** Bias and epilogue of 16 finished outputs of row m. A swiglu half 0 waits in dst for its other half. */
