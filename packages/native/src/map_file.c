@@ -12,6 +12,13 @@
 /* Shards of all models that are open at once; beyond that files are read. Fixed, because a signal handler walks it. */
 #define MAX_MAPS 1024
 
+/* Private and writable, but hardly ever written: no memory has to be set aside. */
+#ifdef MAP_NORESERVE
+#define MAP_FLAGS (MAP_PRIVATE | MAP_NORESERVE)
+#else
+#define MAP_FLAGS MAP_PRIVATE
+#endif
+
 static nb_map maps[MAX_MAPS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -120,7 +127,7 @@ static nb_map *record(uint8_t *base, size_t bytes) {
 nb_map *nb_map_file(const char *path, int64_t bytes, const char **code, const char **why) {
   const int file = open_sized(path, bytes, code, why);
   if (file < 0) return NULL;
-  void *base = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+  void *base = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_FLAGS, file, 0);
   const int same = base != MAP_FAILED && keeps_size(file, bytes);
   close(file);
   if (base == MAP_FAILED) return refuse(code, why, "memory", "the system does not map a file of this size");
@@ -137,7 +144,7 @@ nb_map *nb_map_over(uint8_t *target, const char *path, int64_t file_bytes, int64
   if (file < 0) return NULL;
   nb_map *map = record(target, (size_t)bytes);
   void *at = MAP_FAILED;
-  if (map) at = mmap(target, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, (off_t)offset);
+  if (map) at = mmap(target, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_FLAGS | MAP_FIXED, file, (off_t)offset);
   const int same = keeps_size(file, file_bytes);
   close(file);
   if (!map) return refuse(code, why, "memory", "too many files are mapped");

@@ -48,14 +48,13 @@ export async function placeEmbedding(
   arena: Arena,
   builder: ProgramBuilder,
   model: Model,
-  options: PlaceOptions & { head?: boolean } = {},
 ): Promise<PlacedEmbedding> {
   const place = async (path: string) =>
-    placeWeights(arena, builder, [await loadWeight(parameter(model, path), options.dense)]);
+    placeWeights(arena, builder, [await loadWeight(parameter(model, path))]);
   const before = arena.usedBytes;
   const embed = await place("embed");
   const embedBytes = arena.usedBytes - before;
-  if (isTied(model) || options.head === false) return { embed, head: embed, embedBytes };
+  if (isTied(model)) return { embed, head: embed, embedBytes };
   const head = await place("head");
   return { embed, head, embedBytes };
 }
