@@ -114,6 +114,12 @@ export const ROWS = [
     method: "squeezellm",
     steps: [{ squeezellm: { bits: 3, sensitivity: 0, outliers: 0 } }],
   },
+  {
+    id: "squeezellm-3-kmeans",
+    method: "squeezellm",
+    steps: [{ squeezellm: { bits: 3, sensitivity: 0, outliers: 0, fisher: "none" } }],
+  },
+  { id: "rtn-3-channel", method: "rtn", steps: [{ rtn: { ...asym("channel"), bits: 3 } }] },
   { id: "hqq-3-g64", method: "hqq", steps: [{ hqq: { bits: 3 } }] },
   { id: "neuzip-0", method: "neuzip", steps: [{ neuzip: { precision: 0 } }] },
   {
