@@ -9,6 +9,8 @@ import { TABLE_NAMES } from "./tables.js";
 const dimension = z.int().min(1).max(0x7fffffff);
 const bits = z.int().min(1).max(8);
 const floatType = z.enum(["f32", "f16", "bf16"]);
+/** "u8": 8-bit codes, one (low, step) a group of columns (encodings/affine-bytes.ts). */
+const groupFloat = z.union([floatType, z.literal("u8")]);
 const groupSize = z.union([dimension, z.enum(["channel", "tensor"])]);
 
 const common = {
@@ -34,12 +36,12 @@ const gint = z.strictObject({
   ...common,
   bits,
   groupSize,
-  scale: floatType,
+  scale: groupFloat,
   /** Integer zero points; a constant; or float zeros of a type. */
   zero: z.union([
     z.literal("int"),
     z.strictObject({ const: z.number() }),
-    z.strictObject({ float: floatType }),
+    z.strictObject({ float: groupFloat }),
   ]),
   /** Bits of integer zero points where they differ from `bits`. */
   zeroBits: bits.optional(),

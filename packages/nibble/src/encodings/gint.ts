@@ -2,7 +2,15 @@
 
 import { columnsPerGroup, scaleShape } from "./groups.js";
 import { packCodes, unpackCodes } from "./packed-codes.js";
-import type { FloatType, Gint, GroupSize, PackedCodes, Zero } from "./types.js";
+import type {
+  AffineBytes,
+  FloatType,
+  Gint,
+  GroupSize,
+  PackedCodes,
+  StoredFloats,
+  Zero,
+} from "./types.js";
 
 export interface GintParts {
   n: number;
@@ -18,6 +26,8 @@ export interface GintParts {
   zero: number | Uint8Array | Float32Array;
   /** Bits of integer zero points; default `bits`. */
   zeroBits?: number;
+  /** How scales, and float zeros, are stored when in 8 bits (encodings/affine-bytes.ts); `scaleType` is f16 then. */
+  affine?: { scale: AffineBytes; zero?: AffineBytes };
 }
 
 /** Assembles a Gint from unpacked parts. */
@@ -29,15 +39,25 @@ export function createGint(parts: GintParts): Gint {
     bits,
     groupSize,
     codes: codes instanceof Uint8Array ? packCodes(codes, bits, n, k) : codes,
-    scale: { type: scaleType, shape, data: scale },
+    scale: stored(scale, scaleType, shape, parts.affine?.scale),
     zero: createZero(parts, shape),
   };
 }
 
-function createZero({ zero, zeroBits, bits, scaleType }: GintParts, shape: [number, number]): Zero {
+function stored(
+  data: Float32Array,
+  type: FloatType,
+  shape: [number, number],
+  affine: AffineBytes | undefined,
+): StoredFloats {
+  return { type, shape, data, ...(affine && { affine }) };
+}
+
+function createZero(parts: GintParts, shape: [number, number]): Zero {
+  const { zero, zeroBits, bits, scaleType, affine } = parts;
   if (typeof zero === "number") return { kind: "const", value: zero };
   if (zero instanceof Float32Array) {
-    return { kind: "float", values: { type: scaleType, shape, data: zero } };
+    return { kind: "float", values: stored(zero, scaleType, shape, affine?.zero) };
   }
   // One packed row: padding every row of a few zeros to 64 would cost more than the zeros.
   return { kind: "int", codes: packCodes(zero, zeroBits ?? bits, 1, zero.length) };

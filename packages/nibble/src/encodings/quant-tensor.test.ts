@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { FormatError } from "../core/errors.js";
 import { Philox } from "../core/rng.js";
+import { AffineColumns } from "./affine-bytes.js";
 import { createGint } from "./gint.js";
 import { packCodes, unpackCodes } from "./packed-codes.js";
 import { bitsPerWeight, decode, decodeRows, effectiveWeight, storedBytes } from "./quant-tensor.js";
@@ -53,11 +54,29 @@ const gint = (zero: number | Uint8Array | Float32Array, zeroBits = 3) =>
     zeroBits,
   });
 
+/** Scales, and zeros if they are floats, in 8 bits. */
+function eightBits(zero: Uint8Array | Float32Array) {
+  const stored = (values: Float32Array) => {
+    const columns = new AffineColumns(n, 4);
+    for (let g = 0; g < 4; g++) columns.store(values, g);
+    return columns.bytes;
+  };
+  const scale = floats("f16", n * 4).data.map(Math.abs);
+  const affine = {
+    scale: stored(scale),
+    ...(zero instanceof Float32Array && { zero: stored(zero) }),
+  };
+  const parts = { n, k, bits: 3, groupSize: 32, codes: codes(3, n * k) };
+  return createGint({ ...parts, scale, scaleType: "f16", zero, affine });
+}
+
 const TENSORS: Record<string, QuantTensor> = {
   "gint const zero": plain(n, k, gint(4)),
   "gint int zero": plain(n, k, gint(codes(3, n * 4))),
   "gint wider int zero": plain(n, k, gint(codes(4, n * 4), 4)),
   "gint float zero": plain(n, k, gint(floats("f16", n * 4).data)),
+  "gint 8-bit scales": plain(n, k, eightBits(codes(3, n * 4))),
+  "gint 8-bit scales and float zeros": plain(n, k, eightBits(floats("f16", n * 4).data)),
   "gint tensor scale": plain(
     n,
     k,

@@ -5,6 +5,7 @@
  */
 import { bytesOf, typedView } from "../core/dtype.js";
 import { FormatError } from "../core/errors.js";
+import { decodeAffine } from "./affine-bytes.js";
 import { decodeDense } from "./dense-codec.js";
 import { parseDescription, type TensorDescription } from "./description.js";
 import { decodeDoubleQuant, doubleQuantBlocks } from "./double-quant.js";
@@ -13,6 +14,7 @@ import { rowBytes, segmentWidths } from "./packed-codes.js";
 import { floatsFromBytes, floatsToBytes } from "./stored-floats.js";
 import { namedTable } from "./tables.js";
 import type {
+  AffineBytes,
   Encoding,
   FloatType,
   Lut,
@@ -82,13 +84,13 @@ export function describe(tensor: QuantTensor): TensorDescription {
         ...common,
         bits: main.bits,
         groupSize: main.groupSize,
-        scale: main.scale.type,
+        scale: main.scale.affine ? "u8" : main.scale.type,
         zero:
           zero.kind === "int"
             ? "int"
             : zero.kind === "const"
               ? { const: zero.value }
-              : { float: zero.values.type },
+              : { float: zero.values.affine ? "u8" : zero.values.type },
         ...(zero.kind === "int" && zero.codes.bits !== main.bits && { zeroBits: zero.codes.bits }),
       };
     }
@@ -129,6 +131,13 @@ export function tensorPlan(module: string, d: TensorDescription): PlannedTensor[
   const plan: PlannedTensor[] = [];
   const add = (suffix: string, dtype: StoredDtype, shape: number[]) =>
     plan.push({ name: `${module}.${suffix}`, dtype, shape });
+  const addGroupFloats = (suffix: string, type: FloatType | "u8", shape: [number, number]) => {
+    if (type === "u8") {
+      add(`${suffix}.codes`, "U8", shape);
+      add(`${suffix}.low`, "F32", [shape[1]]);
+      add(`${suffix}.step`, "F32", [shape[1]]);
+    } else add(suffix, FLOAT_DTYPE[type], shape);
+  };
   if (d.encoding === "dense") {
     if (d.codec) add(`weight.${d.codec.id}`, "U8", [d.codec.bytes]);
     else add("weight", FLOAT_DTYPE[d.type], [n, k]);
@@ -136,9 +145,9 @@ export function tensorPlan(module: string, d: TensorDescription): PlannedTensor[
     for (const width of segmentWidths(d.bits)) add(`codes.${width}`, "U8", [n, rowBytes(k, width)]);
     const scales = scaleShape(n, k, d.groupSize);
     if (d.encoding === "gint") {
-      add("scale", FLOAT_DTYPE[d.scale], scales);
+      addGroupFloats("scale", d.scale, scales);
       if (d.zero === "int") add("zero", "U8", [zeroBytes(d.zeroBits ?? d.bits, scales)]);
-      else if ("float" in d.zero) add("zero", FLOAT_DTYPE[d.zero.float], scales);
+      else if ("float" in d.zero) addGroupFloats("zero", d.zero.float, scales);
     } else {
       if (typeof d.table !== "string") {
         const { rowsPerTile, colsPerTile, classes, values, additive } = d.table;
@@ -187,8 +196,13 @@ export function serialize(module: string, tensor: QuantTensor): NamedTensor[] {
   const { main, csr, lowRank = [] } = tensor;
   const bytes = new Map<string, Uint8Array>();
   const put = (suffix: string, data: Uint8Array) => bytes.set(`${module}.${suffix}`, data);
-  const putFloats = (suffix: string, floats: StoredFloats) =>
-    put(suffix, floatsToBytes(floats.data, floats.type));
+  const putFloats = (suffix: string, { data, type, affine }: StoredFloats) => {
+    if (affine) {
+      put(`${suffix}.codes`, affine.codes);
+      put(`${suffix}.low`, bytesOf(affine.low));
+      put(`${suffix}.step`, bytesOf(affine.step));
+    } else put(suffix, floatsToBytes(data, type));
+  };
   if (main.kind === "dense") {
     if (main.codec) put(`weight.${main.codec.id}`, main.codec.bytes);
     else put("weight", floatsToBytes(main.data, main.type));
@@ -286,7 +300,19 @@ export async function deserialize(
     if (!data.every(Number.isFinite)) throw fail(suffix, "holds a value that is not finite");
     return { type, shape, data };
   };
-  const main = readMain(module, d, bytes, floats);
+  const groupFloats: GroupFloats = (suffix, type, shape) => {
+    if (type !== "u8") return floats(suffix, type, shape);
+    const affine: AffineBytes = {
+      codes: bytes(`${suffix}.codes`),
+      low: floats(`${suffix}.low`, "f32", [shape[1]]).data,
+      step: floats(`${suffix}.step`, "f32", [shape[1]]).data,
+    };
+    const data = decodeAffine(affine);
+    if (!data.every(Number.isFinite))
+      throw fail(`${suffix}.step`, "gives a value that is not finite");
+    return { type: "f16", shape, data, affine };
+  };
+  const main = readMain(module, d, bytes, floats, groupFloats);
   const tensor: QuantTensor = { n, k, main, pre: [], post: d.post.map(({ op }) => ({ op })) };
   if (d.csr) {
     const rowPointers = Uint32Array.from(typedView(Uint32Array, bytes("csr.row_ptr")));
@@ -340,8 +366,19 @@ function checkTensor(planned: PlannedTensor, tensor: NamedTensor): void {
 
 type Bytes = (suffix: string) => Uint8Array;
 type Floats = (suffix: string, type: FloatType, shape: number[]) => StoredFloats;
+type GroupFloats = (
+  suffix: string,
+  type: FloatType | "u8",
+  shape: [number, number],
+) => StoredFloats;
 
-function readMain(module: string, d: TensorDescription, bytes: Bytes, floats: Floats): Encoding {
+function readMain(
+  module: string,
+  d: TensorDescription,
+  bytes: Bytes,
+  floats: Floats,
+  groupFloats: GroupFloats,
+): Encoding {
   const [n, k] = d.shape;
   if (d.encoding === "dense") {
     if (d.codec) {
@@ -361,8 +398,8 @@ function readMain(module: string, d: TensorDescription, bytes: Bytes, floats: Fl
       bits: d.bits,
       groupSize: d.groupSize,
       codes,
-      scale: floats("scale", d.scale, shape),
-      zero: readZero(d, bytes, floats, shape),
+      scale: groupFloats("scale", d.scale, shape),
+      zero: readZero(d, bytes, groupFloats, shape),
     };
   }
   const lut: Lut = {
@@ -406,12 +443,12 @@ function readMain(module: string, d: TensorDescription, bytes: Bytes, floats: Fl
 function readZero(
   d: Extract<TensorDescription, { encoding: "gint" }>,
   bytes: Bytes,
-  floats: Floats,
+  groupFloats: GroupFloats,
   shape: [number, number],
 ): Zero {
   if (d.zero !== "int") {
     if ("const" in d.zero) return { kind: "const", value: d.zero.const };
-    return { kind: "float", values: floats("zero", d.zero.float, shape) };
+    return { kind: "float", values: groupFloats("zero", d.zero.float, shape) };
   }
   const bits = d.zeroBits ?? d.bits;
   const cols = shape[0] * shape[1];

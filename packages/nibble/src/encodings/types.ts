@@ -13,6 +13,15 @@ export interface StoredFloats {
   data: Float32Array;
   /** Scales of a lut that are themselves stored in 8 bits (QLoRA's double quantization); `type` is f32. */
   dq8?: DoubleQuant;
+  /** Values that are themselves stored in 8 bits (encodings/affine-bytes.ts); `type` is f16. */
+  affine?: AffineBytes;
+}
+
+/** value = f16(low[g] + step[g] * code) for an array [n, G]; codes [n, G], low and step [G]. */
+export interface AffineBytes {
+  codes: Uint8Array;
+  low: Float32Array;
+  step: Float32Array;
 }
 
 /** value = map[code] * blockMax[index >> 8] + offset, with the signed dynamic 8-bit map of bitsandbytes. */

@@ -51,6 +51,8 @@ export type Produced =
       bits: number;
       groupSize: GroupSize;
       zero: "const" | "int" | "float";
+      /** Of a scale, and of a float zero; 16 unless given. */
+      scaleBits?: 8 | 16 | 32;
       /** True when a permutation of the input columns is stored with the tensor. */
       perm?: boolean;
     }

@@ -12,13 +12,14 @@ import type { FloatType, QuantTensor } from "../encodings/types.js";
 import { defineMethod, NO_NEEDS, type Targets } from "./contract.js";
 import {
   codeBits,
+  floatTypeOption,
   groupsOf,
   roundingEstimate,
   sideCarBits,
   targetShape,
   targetsOf,
 } from "./shared/common-options.js";
-import { type GridOptions, gridShape } from "./shared/grid-options.js";
+import type { GridOptions } from "./shared/grid-options.js";
 import { checkFinite } from "./shared/group-params.js";
 import { sparseDelta } from "./shared/sparse.js";
 
@@ -227,7 +228,7 @@ export const easyquant = defineMethod<EasyquantOptions>({
     lr: z.number().gt(0).max(1).default(0.02),
     steps: z.int().min(1).max(10000).default(150),
     groupSize: z.union([z.literal("channel"), z.int().min(8)]).default("channel"),
-    scaleType: gridShape.scaleType,
+    scaleType: floatTypeOption.default("f16"),
     ...targetShape,
   }),
   needs: () => NO_NEEDS,

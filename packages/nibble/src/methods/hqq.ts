@@ -6,15 +6,21 @@
  */
 import { z } from "zod";
 import { roundFloat } from "../encodings/stored-floats.js";
+import type { FloatType } from "../encodings/types.js";
 import { defineMethod, NO_NEEDS, type Targets } from "./contract.js";
-import { roundingEstimate, targetShape, targetsOf } from "./shared/common-options.js";
+import {
+  floatTypeOption,
+  roundingEstimate,
+  targetShape,
+  targetsOf,
+} from "./shared/common-options.js";
 import { type GridOptions, gridShape } from "./shared/grid-options.js";
 import { checkFinite, GroupParams } from "./shared/group-params.js";
 
 export interface HqqOptions extends Targets {
   bits: number;
   groupSize: GridOptions["groupSize"];
-  scaleType: GridOptions["scaleType"];
+  scaleType: FloatType;
   /** Exponent of the error, and weight of the quadratic term. */
   p: number;
   beta: number;
@@ -137,7 +143,7 @@ export const hqq = defineMethod<HqqOptions>({
   options: z.strictObject({
     bits: gridShape.bits,
     groupSize: gridShape.groupSize.default(64),
-    scaleType: gridShape.scaleType,
+    scaleType: floatTypeOption.default("f16"),
     p: z.number().gt(0).max(1).default(0.7),
     beta: z.number().gt(0).default(10),
     kappa: z.number().min(1).max(2).default(1),

@@ -15,7 +15,7 @@ export function storedBits(
   return method.storedBits?.(shape, options) ?? producedBits(method.produces(options), shape);
 }
 
-/** Codes padded to 64 columns (layout tile64), f16 scales, zeros as declared. */
+/** Codes padded to 64 columns (layout tile64), scales and zeros as declared. */
 function producedBits(produced: Produced, { n, k }: { n: number; k: number }): number {
   if (produced.encoding === "dense") return n * k * (produced.type === "f32" ? 32 : 16);
   const { bits, groupSize } = produced;
@@ -23,7 +23,12 @@ function producedBits(produced: Produced, { n, k }: { n: number; k: number }): n
     groupSize === "tensor" ? 1 : n * (groupSize === "channel" ? 1 : Math.ceil(k / groupSize));
   const codes = n * Math.ceil(k / 64) * 64 * bits;
   if (produced.encoding === "lut") return codes + groups * 16;
+  const { scaleBits = 16 } = produced;
   // Integer zeros are packed as one row of all groups.
-  const zeros = { const: 0, int: Math.ceil(groups / 64) * 64 * bits, float: groups * 16 };
-  return codes + groups * 16 + zeros[produced.zero] + (produced.perm ? k * 32 : 0);
+  const zeros = { const: 0, int: Math.ceil(groups / 64) * 64 * bits, float: groups * scaleBits };
+  // 8-bit scales, and float zeros, have two f32 for each group of columns.
+  const columns = scaleBits === 8 ? (groups / n) * 64 : 0;
+  const tables = columns * (produced.zero === "float" ? 2 : 1);
+  const scales = groups * scaleBits + tables;
+  return codes + scales + zeros[produced.zero] + (produced.perm ? k * 32 : 0);
 }

@@ -5,9 +5,13 @@ import { groupsPerRow } from "../../encodings/groups.js";
 import type { FloatType, GroupSize } from "../../encodings/types.js";
 import type { Estimate, Produced, Shape, Targets } from "../contract.js";
 
-export interface GridOptions extends GridRules, Targets {
+export interface GridOptions extends Omit<GridRules, "scaleType">, Targets {
   groupSize: GroupSize;
+  /** "u8": f16 values in 8 bits, one (low, step) a group of columns (encodings/affine-bytes.ts). */
+  scaleType: FloatType | "u8";
 }
+
+const SCALE_BITS = { u8: 8, f16: 16, bf16: 16, f32: 32 } as const;
 
 const symmetry = z
   .union([z.boolean(), z.enum(["narrow", "gptq", "full"])])
@@ -22,7 +26,7 @@ export const gridShape = {
   sym: symmetry.default(false),
   zero: z.enum(["int", "float"]).default("int"),
   range: z.enum(["zero", "raw"]).default("zero"),
-  scaleType: z.enum(["f16", "bf16", "f32"] satisfies FloatType[]).default("f16"),
+  scaleType: z.enum(["f16", "bf16", "f32", "u8"]).default("f16"),
   clip: z.enum(["none", "mse", "hdiag"]).default("none"),
   clipNorm: z.number().min(0.5).max(8).default(2.4),
   clipGrid: z.int().min(2).max(1000).default(100),
@@ -39,6 +43,12 @@ export function checkGrid(o: GridOptions, ctx: z.RefinementCtx): void {
   if (o.sym !== false && o.zero === "float") {
     refuse("zero", "symmetric grids have no zero points to store");
   }
+  if (o.scaleType === "u8" && o.groupSize === "tensor") {
+    refuse("scaleType", "u8 needs more than one scale: give a groupSize");
+  }
+  if (o.scaleType === "u8" && o.sym === "full") {
+    refuse("scaleType", "u8 holds positive scales; sym: full has negative ones");
+  }
   if (o.range === "raw" && (o.sym !== false || o.zero !== "int")) {
     refuse("range", "range: raw needs sym: false and zero: int");
   }
@@ -46,7 +56,9 @@ export function checkGrid(o: GridOptions, ctx: z.RefinementCtx): void {
 
 export function gridProduces(o: GridOptions): Extract<Produced, { encoding: "gint" }> {
   const zero = o.sym === false ? o.zero : "const";
-  return { encoding: "gint", bits: o.bits, groupSize: o.groupSize, zero };
+  const { bits, groupSize, scaleType } = o;
+  const scaleBits = SCALE_BITS[scaleType];
+  return { encoding: "gint", bits, groupSize, zero, scaleBits };
 }
 
 /** Memory of unpacked codes, scales and zeros; flops of the search and of rounding. */

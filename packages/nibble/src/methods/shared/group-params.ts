@@ -1,5 +1,6 @@
 /** Scales and zero points of all groups of a weight, and their assembly to a tensor. */
 import { NumericError } from "../../core/errors.js";
+import { AffineColumns } from "../../encodings/affine-bytes.js";
 import { createGint } from "../../encodings/gint.js";
 import { GridFitter } from "../../encodings/grid.js";
 import { columnsPerGroup, groupsPerRow, scaleShape } from "../../encodings/groups.js";
@@ -20,6 +21,11 @@ export function checkFinite(weight: Float32Array, path: string): void {
   }
 }
 
+interface ByteColumns {
+  scale: AffineColumns;
+  zero: AffineColumns | null;
+}
+
 export class GroupParams {
   readonly fitter: GridFitter;
   /** Columns of a full group. */
@@ -30,19 +36,30 @@ export class GroupParams {
   readonly scale: Float32Array;
   readonly zero: Float32Array;
   readonly #perTensor: boolean;
+  /** 8-bit scales and float zeros. */
+  readonly #bytes: ByteColumns | null;
 
   constructor(
     readonly options: GridOptions,
     readonly n: number,
     readonly k: number,
   ) {
-    this.fitter = new GridFitter(options);
+    const { scaleType } = options;
+    this.fitter = new GridFitter({ ...options, scaleType: scaleType === "u8" ? "f16" : scaleType });
     this.width = columnsPerGroup(k, options.groupSize);
     this.groups = groupsPerRow(k, options.groupSize);
     const [rows, columns] = scaleShape(n, k, options.groupSize);
     this.scale = new Float32Array(rows * columns);
     this.zero = new Float32Array(rows * columns);
     this.#perTensor = options.groupSize === "tensor";
+    const floatZero = options.sym === false && options.zero === "float";
+    this.#bytes =
+      scaleType === "u8"
+        ? {
+            scale: new AffineColumns(rows, columns),
+            zero: floatZero ? new AffineColumns(rows, columns) : null,
+          }
+        : null;
   }
 
   /** Distance between the parameters of consecutive rows; 0 when all rows share them. */
@@ -70,6 +87,24 @@ export class GroupParams {
       this.scale[r * this.groups + g] = fitter.scale;
       this.zero[r * this.groups + g] = fitter.zero;
     }
+    if (this.#bytes) this.#storeBytes(this.#bytes, g);
+  }
+
+  /** Integer zero points stay; float zeros follow the scales, which change by up to 1/510 of the spread of their column. */
+  #storeBytes({ scale, zero }: ByteColumns, g: number): void {
+    // Float zeros are kept as offsets while the scales move.
+    if (zero) this.#eachRow(g, (p) => (this.zero[p] as number) * (this.scale[p] as number));
+    scale.store(this.scale, g);
+    if (!zero) return;
+    this.#eachRow(g, (p) => (this.zero[p] as number) / (this.scale[p] as number));
+    zero.store(this.zero, g);
+  }
+
+  #eachRow(g: number, zeroAt: (p: number) => number): void {
+    for (let r = 0; r < this.n; r++) {
+      const p = r * this.groups + g;
+      this.zero[p] = zeroAt(p);
+    }
   }
 
   fitAll(w: Float32Array, importance: Float64Array | null): void {
@@ -96,14 +131,22 @@ export class GroupParams {
   /** The tensor with these parameters and codes [n, k], one byte each. */
   toTensor(codes: Uint8Array, pre: PreOp[] = []): QuantTensor {
     const { options, n, k } = this;
-    const { bits, groupSize, scaleType, sym } = options;
+    const { bits, groupSize, sym } = options;
+    const { scaleType } = this.fitter.rules;
     const zero =
       sym !== false
         ? 2 ** (bits - 1)
         : options.zero === "int"
           ? Uint8Array.from(this.zero)
           : this.zero;
-    const main = createGint({ n, k, bits, groupSize, codes, scale: this.scale, scaleType, zero });
+    const affine = this.#bytes && {
+      scale: this.#bytes.scale.bytes,
+      ...(this.#bytes.zero && { zero: this.#bytes.zero.bytes }),
+    };
+    const main = createGint({
+      ...{ n, k, bits, groupSize, codes, scale: this.scale, scaleType, zero },
+      ...(affine && { affine }),
+    });
     return { n, k, main, pre, post: [] };
   }
 }
