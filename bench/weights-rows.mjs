@@ -5,6 +5,15 @@ const asym = (groupSize, more = {}) => ({ bits: 4, groupSize, sym: false, ...mor
 const golden = { scaleType: "f32", clip: "mse" };
 const updated = { staleGroups: false };
 const short = { samples: 32, seqlen: 512 };
+const long = { samples: 128, seqlen: 512 };
+const gptaq = {
+  ...updated,
+  actOrder: true,
+  asymmetric: 0.25,
+  scaleType: "u8",
+  clip: "mse",
+  clipNorm: 2,
+};
 
 export const ROWS = [
   { id: "original", steps: [], bare: true },
@@ -21,6 +30,28 @@ export const ROWS = [
     title: "QuaRot, GPTQ in groups of 64, bits allocated under 4.5",
     args: ["--target-bpw", "4.5"],
     steps: ["quarot", { gptq: asym(64, { ...updated, actOrder: true }) }],
+  },
+  // Groups of 32 with 8-bit scales and zeros: the affine grid of the GGUF file that the model comes from fits into them.
+  {
+    id: "rtn-g32-u8",
+    method: "rtn",
+    title: "float zeros; scales and zeros in 8 bits",
+    steps: [{ rtn: asym(32, { zero: "float", scaleType: "u8" }) }],
+  },
+  {
+    id: "quarot-gptaq-g32-u8",
+    method: "gptq",
+    title: "QuaRot, GPTQ asymmetric 0.25, 128 windows, 8-bit scales",
+    steps: ["quarot", { gptq: asym(32, gptaq) }],
+    calibration: long,
+  },
+  {
+    id: "quarot-gptaq-4.5",
+    method: "gptq",
+    title: "the same, bits allocated under 4.5",
+    args: ["--target-bpw", "4.5"],
+    steps: ["quarot", { gptq: asym(32, gptaq) }],
+    calibration: long,
   },
   {
     id: "golden-gptq-g128",

@@ -22,6 +22,8 @@ export interface Needs {
   /** Mean and maximum of |x| per input channel. */
   absStats: boolean;
   gradients: boolean;
+  /** How inputs differ from those of the original model (`SiteStatsView.drift`); needs `propagate: quantized`. */
+  drift?: boolean;
 }
 
 export const NO_NEEDS: Needs = {
@@ -37,6 +39,11 @@ export interface SiteStatsView {
   readonly count: number;
   /** Sum of x x^T, [k, k], not divided by anything. Only the upper triangle is read. */
   readonly hessian?: Float64Array;
+  /**
+   * Sum of x (y - x)^T [k, k], y the input that the original model has at the same token. Sites behind a router have none:
+   * there the two models may choose different tokens.
+   */
+  readonly drift?: Float64Array;
   /** Sum of |x| per channel [k]. */
   readonly sumAbs?: Float64Array;
   /** Maximum of |x| per channel [k]. */

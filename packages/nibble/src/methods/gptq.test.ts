@@ -1,4 +1,10 @@
 import { describe, expect, it } from "vitest";
+import {
+  activations,
+  statsOf as moments,
+  solveContext,
+  studentT,
+} from "../../test/support/solver.js";
 import { Philox } from "../core/rng.js";
 import { unpackCodes } from "../encodings/packed-codes.js";
 import { decode, effectiveWeight } from "../encodings/quant-tensor.js";
@@ -282,6 +288,58 @@ describe("hard cases", () => {
       /layers\.0\.q: holds the value NaN/,
     );
     await expect(run({}, W, X, undefined, { count: 1 })).rejects.toThrow(/needs the Hessian/);
+  });
+
+  it("asymmetric: makes up for inputs that drifted (8 bits reach the least-squares weight)", async () => {
+    const [n, k, tokens] = [24, 32, 400];
+    const y = activations(tokens, k, 5);
+    const noise = new Philox(9, "drift");
+    // Inputs of the quantized model: the original ones, shrunk and disturbed.
+    const x = y.map((value) => 0.9 * value + 0.1 * noise.normal());
+    const w = studentT(n * k, 4);
+    const drift = new Float64Array(k * k);
+    for (let t = 0; t < tokens; t++) {
+      for (let i = 0; i < k; i++) {
+        for (let j = 0; j < k; j++) {
+          const [a, b] = [t * k + i, t * k + j];
+          (drift[i * k + j] as number) += (x[a] as number) * ((y[b] as number) - (x[b] as number));
+        }
+      }
+    }
+    const stats = { ...moments(x, k), drift };
+    const missed = async (more: object) => {
+      const options = gptq.options.parse({ bits: 8, ...more });
+      const { tensor } = await gptq.solve(
+        w.slice(),
+        { n, k, path: "w" },
+        stats,
+        options,
+        solveContext(),
+      );
+      const q = decode(tensor);
+      let error = 0;
+      for (let t = 0; t < tokens; t++) {
+        for (let r = 0; r < n; r++) {
+          let difference = 0;
+          for (let c = 0; c < k; c++) {
+            difference +=
+              (q[r * k + c] as number) * (x[t * k + c] as number) -
+              (w[r * k + c] as number) * (y[t * k + c] as number);
+          }
+          error += difference ** 2;
+        }
+      }
+      return error;
+    };
+    const [none, half, whole] = [
+      await missed({}),
+      await missed({ asymmetric: 0.5 }),
+      await missed({ asymmetric: 1 }),
+    ];
+    expect(half).toBeLessThan(none);
+    expect(whole).toBeLessThan(half);
+    expect(await missed({ asymmetric: 1, actOrder: true })).toBeLessThan(half);
+    expect(gptq.options.safeParse({ asymmetric: 1, trueSequential: true }).success).toBe(false);
   });
 
   it("linears of a site share one factor", async () => {

@@ -35,6 +35,11 @@ export interface GptqOptions extends GridOptions {
   /** Quantize {q, k, v}, {o}, {gate, up}, {down} of a block one after another. */
   trueSequential: boolean;
   propagate: "quantized" | "original";
+  /**
+   * How much of the drift of the inputs to make up for (GPTAQ, arXiv:2504.02692): 0 is GPTQ, which aims at W x for the inputs
+   * x that the quantized blocks before give; 1 aims at what W gave for the original inputs.
+   */
+  asymmetric: number;
   /** Fit a group inside a block from weights without the updates of that block, as the official code does. */
   staleGroups: boolean;
 }
@@ -117,6 +122,42 @@ function permuteColumns(w: Float32Array, n: number, k: number, order: Uint32Arra
   return out;
 }
 
+/**
+ * W += amount * W D H^-1, D = E[(y - x) x^T]: the weight that gives on the inputs x what W gave on the original inputs y, as
+ * nearly as any can. Quantizing it under H is what is left of || Q x - W y ||^2.
+ */
+async function absorbDrift(
+  weight: Float32Array,
+  n: number,
+  k: number,
+  { u, order }: HessianFactor,
+  stats: SiteStatsView,
+  amount: number,
+  { engineLinalg }: SolveContext,
+): Promise<void> {
+  const drift = stats.drift as Float64Array;
+  // In processing order, as U is; drift holds x (y - x)^T.
+  const d = new Float32Array(k * k);
+  const at = (i: number) => (order ? (order[i] as number) : i);
+  for (let i = 0; i < k; i++) {
+    for (let j = 0; j < k; j++) d[j * k + i] = (drift[at(i) * k + at(j)] as number) / stats.count;
+  }
+  const whole = (data: Float32Array) => ({ data, offset: 0, stride: k });
+  const product = async (a: Float32Array, b: Float32Array, transB = false) => {
+    const c = new Float32Array(n * k);
+    const size = { rows: n, cols: k, inner: k };
+    await engineLinalg.gemm({ ...size, a: whole(a), b: whole(b), transB, c: whole(c) });
+    return c;
+  };
+  const w = order ? permuteColumns(weight, n, k, order) : weight;
+  const moved = await product(await product(await product(w, d), u, true), u);
+  for (let r = 0; r < n; r++) {
+    for (let c = 0; c < k; c++) {
+      (weight[r * k + at(c)] as number) += amount * (moved[r * k + c] as number);
+    }
+  }
+}
+
 async function solve(
   weight: Float32Array,
   shape: { n: number; k: number; path: string },
@@ -140,6 +181,9 @@ async function solve(
     const importance = o.clip === "hdiag" ? factor.importance : null;
     return { tensor: roundToNearest(weight, n, k, o, importance), notes: [note] };
   }
+  if (o.asymmetric > 0 && stats.drift) {
+    await absorbDrift(weight, n, k, factor as HessianFactor, stats, o.asymmetric, ctx);
+  }
   const solved = await solveSweep(weight, n, k, factor as HessianFactor, o, ctx);
   return factor.notes.length > 0 ? { ...solved, notes: factor.notes } : solved;
 }
@@ -159,10 +203,22 @@ export const gptq = defineMethod<GptqOptions>({
       blockSize: z.int().min(1).max(4096).default(128),
       trueSequential: z.boolean().default(false),
       propagate: z.enum(["quantized", "original"]).default("quantized"),
+      asymmetric: z.number().min(0).max(1).default(0),
       staleGroups: z.boolean().default(true),
     })
-    .superRefine(checkGrid),
-  needs: () => ({ ...NO_NEEDS, calibration: true, hessian: true }),
+    .superRefine(checkGrid)
+    .superRefine((o, ctx) => {
+      if (o.asymmetric > 0 && (o.propagate === "original" || o.trueSequential)) {
+        const message = "needs propagate: quantized and trueSequential: false";
+        ctx.addIssue({ code: "custom", path: ["asymmetric"], message });
+      }
+    }),
+  needs: (o) => ({
+    ...NO_NEEDS,
+    calibration: true,
+    hessian: true,
+    ...(o.asymmetric > 0 && { drift: true }),
+  }),
   produces: (o) => ({
     ...gridProduces(o),
     ...(groupPlan(o, Number.POSITIVE_INFINITY).permuted && { perm: true }),
@@ -172,7 +228,11 @@ export const gptq = defineMethod<GptqOptions>({
     const grid = gridEstimate(shape, o);
     // Hessian copy f64, factor f32, a permuted weight, errors of a block.
     const peakBytes =
-      grid.peakBytes + 12 * k * k + (o.actOrder ? 4 * n * k : 0) + 4 * n * o.blockSize;
+      grid.peakBytes +
+      12 * k * k +
+      (o.asymmetric > 0 ? 4 * k * k + 12 * n * k : 0) +
+      (o.actOrder ? 4 * n * k : 0) +
+      4 * n * o.blockSize;
     return { peakBytes, flops: grid.flops + (4 / 3) * k ** 3 + n * k * k };
   },
   targets: ({ targets, ignore }) => ({ targets, ignore }),

@@ -124,7 +124,7 @@ export interface PlacedBlock {
 
 /**
  * Called with the f32 input of a site (after its online transforms, before its quantizer). A lowering that observes leaves
- * out what only the block's result needs: the last linear.
+ * out what only the block's result needs, the last linear, unless `keepsResult`.
  */
 export type Observe = (
   site: Site,
@@ -148,6 +148,7 @@ export class BlockLowering {
   readonly #buffers: Buffers;
   readonly #cache: number;
   readonly #observe: Observe | null;
+  readonly #keepsResult: boolean;
 
   constructor(
     builder: ProgramBuilder,
@@ -155,12 +156,14 @@ export class BlockLowering {
     buffers: Buffers,
     cache: number,
     observe: Observe | null = null,
+    keepsResult = observe === null,
   ) {
     this.#builder = builder;
     this.#config = config;
     this.#buffers = buffers;
     this.#cache = cache;
     this.#observe = observe;
+    this.#keepsResult = keepsResult;
   }
 
   /** Residual in, residual out (in place at residualAt). */
@@ -419,8 +422,8 @@ export class BlockLowering {
       ldSrc: input.ld,
       width: input.width,
     });
-    // Whoever observes a block wants its inputs, not its result: the last linear has nothing left to feed.
-    if (this.#observe && site === "mlp_out") return;
+    // The last linear of a block whose result nobody wants has nothing left to feed.
+    if (!this.#keepsResult && site === "mlp_out") return;
     for (const output of outputs) this.#linear(rowsReg, input, quantizer, output);
   }
 

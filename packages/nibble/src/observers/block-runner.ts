@@ -39,6 +39,8 @@ export const MAX_ROWS = 512;
 export interface SiteStats {
   count: number;
   hessian?: Float64Array;
+  /** Sum of x (y - x)^T [k, k], y the input in the original model. */
+  drift?: Float64Array;
   sumAbs?: Float64Array;
   maxAbs?: Float32Array;
 }
@@ -69,6 +71,8 @@ export interface BlockRunnerOptions {
   threads: number;
   /** Token ids; all windows have the same length. */
   windows: Int32Array[];
+  /** Keep the hidden states of the original model too, which `observe` needs for the drift. */
+  keepOriginal?: boolean;
   /** Exact cache of one layer for `sequences` windows; from planCache. */
   cache: (
     tokens: number,
@@ -99,6 +103,8 @@ export class BlockRunner {
   readonly #arena: Arena;
   readonly #buffers: Buffers;
   readonly #cache: Record<CacheField, number>;
+  /** Of the original model; only with `keepOriginal`. */
+  readonly #originalCache: Record<CacheField, number> | null;
   readonly #scratchAt: number;
   readonly #perThread: number;
   readonly #weightsMark: number;
@@ -106,6 +112,8 @@ export class BlockRunner {
   readonly #batch: number;
   /** Hidden states of all windows, [windows * seqlen, hiddenSize]. */
   readonly #hidden: HiddenStates;
+  /** The same as the original model has them; only with `keepOriginal`. */
+  readonly #original: HiddenStates | null;
 
   private constructor(
     model: Model,
@@ -130,24 +138,31 @@ export class BlockRunner {
       maxGroups: 1,
       maxRank: 0,
     });
-    const cache = options.cache(seqlen * batch, batch);
-    this.#cache = {
-      ...cache.descriptor,
-      poolAt: arena.alloc(cache.poolLines * LINE),
-      tableAt: arena.alloc(cache.tableBytes),
-    };
-    const table = arena.i32(this.#cache.tableAt, cache.tableBytes / 4);
-    const pages = Math.ceil(seqlen / PAGE_TOKENS);
-    for (let s = 0; s < batch; s++) {
-      for (let p = 0; p < pages; p++) table[s * this.#cache.maxPages + p] = s * pages + p;
-    }
+    this.#cache = this.#allocateCache();
+    this.#originalCache = options.keepOriginal ? this.#allocateCache() : null;
     this.#perThread = scratchLines(this.#buffers.wide, this.#buffers.wide);
     this.#scratchAt = arena.alloc(engine.threads * this.#perThread * LINE);
     this.#weightsMark = arena.mark();
     const { spillTo, windows } = options;
-    this.#hidden = spillTo
-      ? hiddenOnDisk(spillTo, config.hiddenSize)
-      : hiddenInMemory(windows.length * seqlen, config.hiddenSize);
+    const hiddenStates = () =>
+      spillTo
+        ? hiddenOnDisk(spillTo, config.hiddenSize)
+        : hiddenInMemory(windows.length * seqlen, config.hiddenSize);
+    this.#hidden = hiddenStates();
+    this.#original = options.keepOriginal ? hiddenStates() : null;
+  }
+
+  #allocateCache(): Record<CacheField, number> {
+    const [arena, seqlen, batch] = [this.#arena, this.#seqlen, this.#batch];
+    const { descriptor, poolLines, tableBytes } = this.#options.cache(seqlen * batch, batch);
+    const poolAt = arena.alloc(poolLines * LINE);
+    const tableAt = arena.alloc(tableBytes);
+    const table = arena.i32(tableAt, tableBytes / 4);
+    const pages = Math.ceil(seqlen / PAGE_TOKENS);
+    for (let s = 0; s < batch; s++) {
+      for (let p = 0; p < pages; p++) table[s * descriptor.maxPages + p] = s * pages + p;
+    }
+    return { ...descriptor, poolAt, tableAt };
   }
 
   /** Embeds all windows. The caller disposes the runner. */
@@ -168,6 +183,9 @@ export class BlockRunner {
       const width = siteWidth(config, site);
       const copies = config.experts && site.startsWith("mlp") ? config.experts.count : 1;
       layer += copies * (width * width * 8 + width * 12 + 4096);
+      // Inputs of both models side by side, and their gram matrix.
+      if (options.keepOriginal && copies === 1)
+        layer += MAX_ROWS * pairColumns(width) * 4 + pairColumns(width) ** 2 * 8;
     }
     // Edges of the residual stream are placed while no block is.
     const largest = Math.max(config.hiddenSize ** 2 * 8, layer, probed);
@@ -182,7 +200,8 @@ export class BlockRunner {
       MAX_ROWS * wide * 4 * 20 +
       seqlen * config.headDim * 8 +
       16 * config.numAttentionHeads * Math.ceil(seqlen / 128) * (config.headDim + 2) * 4 +
-      cache.poolLines * LINE +
+      cache.poolLines * LINE * (options.keepOriginal ? 2 : 1) +
+      (options.keepOriginal ? 2 * MAX_ROWS * config.hiddenSize * 4 : 0) +
       options.threads * scratchLines(wide, wide) * LINE +
       16 * 2 ** 20;
     const arenaBytes = Math.ceil(bytes);
@@ -209,12 +228,13 @@ export class BlockRunner {
   }
 
   /**
-   * Statistics of the inputs of one block's sites, with the block's weights as they are now. `lend`: Gram matrices are not
-   * copied out of the arena; they are good until the runner runs again.
+   * Statistics of the inputs of one block's sites, with the block's weights as they are now. With `drift` these must be the
+   * original weights: the block also runs on the original model's hidden states and moves them on. `lend`: Gram matrices are
+   * not copied out of the arena; they are good until the runner runs again.
    */
   async observe(
     layer: number,
-    wanted: { hessian: boolean; absStats: boolean; lend?: boolean },
+    wanted: { hessian: boolean; absStats: boolean; drift?: boolean; lend?: boolean },
   ): Promise<BlockStats> {
     const arena = this.#arena;
     arena.reset(this.#weightsMark);
@@ -225,8 +245,18 @@ export class BlockRunner {
     const counts = new Map<string, number>();
     const builder = new ProgramBuilder();
     const block = await this.#place(builder, layer);
+    const pairs = wanted.drift ? this.#observeOriginal(builder, block) : null;
     const observe: Observe = (site, expert, { rowsReg, srcAt, ldSrc, width }) => {
       const key = statsKey(site, expert);
+      const pair = expert === null ? pairs?.get(site) : undefined;
+      if (pair) {
+        const ld = pairColumns(width);
+        this.#emitCopy(builder, srcAt, ldSrc, pair.at, ld, width);
+        pair.gramAt = arena.alloc(ld * ld * 8);
+        arena.f64(pair.gramAt, ld * ld).fill(0);
+        const gram = { srcAt: pair.at, ldSrc: ld, width: ld, gramAt: pair.gramAt };
+        builder.emit("gram", { rowsReg, ...gram });
+      }
       const gramAt = wanted.hessian ? arena.alloc(width * width * 8) : -1;
       const sumAbsAt = wanted.absStats ? arena.alloc(width * 8) : -1;
       const maxAbsAt = wanted.absStats ? arena.alloc(width * 4) : -1;
@@ -250,14 +280,18 @@ export class BlockRunner {
       observe,
     ).block(block);
     const registers = new Int32Array(this.#engine.memory, 0, 256);
-    await this.#run(builder, () => {
-      for (const [key, count] of counts) {
-        const expert = key.includes(":") ? Number(key.split(":")[1]) : null;
-        const register = expert === null ? REGISTER.rows : REGISTER.expertRows + expert;
-        counts.set(key, count + (registers[register] as number));
-      }
-      return null;
-    });
+    await this.#run(
+      builder,
+      () => {
+        for (const [key, count] of counts) {
+          const expert = key.includes(":") ? Number(key.split(":")[1]) : null;
+          const register = expert === null ? REGISTER.rows : REGISTER.expertRows + expert;
+          counts.set(key, count + (registers[register] as number));
+        }
+        return null;
+      },
+      pairs?.get("residual")?.at,
+    );
     const stats: BlockStats = new Map();
     for (const [key, { width, gramAt, sumAbsAt, maxAbsAt }] of places) {
       const entry: SiteStats = { count: counts.get(key) ?? 0 };
@@ -275,6 +309,8 @@ export class BlockRunner {
           }
         }
       }
+      const pair = pairs?.get(key as Site);
+      if (pair) entry.drift = driftOf(arena.f64(pair.gramAt, pairColumns(width) ** 2), width);
       if (sumAbsAt >= 0) {
         entry.sumAbs = arena.f64(sumAbsAt, width).slice();
         entry.maxAbs = arena.f32(maxAbsAt, width).slice();
@@ -282,6 +318,59 @@ export class BlockRunner {
       stats.set(key, entry);
     }
     return stats;
+  }
+
+  /**
+   * Emits a run of the block on the original model's hidden states, which come and go through the buffer "residual". Inputs
+   * of each site that has no router before it are left in the second half of its buffer (`pairColumns` wide).
+   */
+  #observeOriginal(builder: ProgramBuilder, block: Parameters<BlockLowering["block"]>[0]) {
+    const arena = this.#arena;
+    const { maxRows, residualAt } = this.#buffers;
+    const { config } = this.#model;
+    const d = config.hiddenSize;
+    if (!this.#originalCache) throw new Error("the runner does not keep the original model");
+    const pairs = new Map<Site | "residual", { at: number; gramAt: number }>();
+    const at = arena.allocF32(maxRows * d);
+    const savedAt = arena.allocF32(maxRows * d);
+    pairs.set("residual", { at, gramAt: -1 });
+    this.#emitCopy(builder, residualAt, d, savedAt, d, d);
+    this.#emitCopy(builder, at, d, residualAt, d, d);
+    const observe: Observe = (site, expert, { srcAt, ldSrc, width }) => {
+      if (expert !== null) return;
+      const ld = pairColumns(width);
+      const pair = { at: arena.allocF32(maxRows * ld), gramAt: -1 };
+      arena.f32(pair.at, maxRows * ld).fill(0);
+      pairs.set(site, pair);
+      this.#emitCopy(builder, srcAt, ldSrc, pair.at + (ld * 2) / LINE, ld, width);
+    };
+    const cache = builder.cache(this.#originalCache);
+    new BlockLowering(builder, config, this.#buffers, cache, observe, true).block(block);
+    this.#emitCopy(builder, residualAt, d, at, d, d);
+    this.#emitCopy(builder, savedAt, d, residualAt, d, d);
+    return pairs;
+  }
+
+  /** Copies a matrix of all rows and `width` columns. */
+  #emitCopy(
+    builder: ProgramBuilder,
+    srcAt: number,
+    ldSrc: number,
+    dstAt: number,
+    ldDst: number,
+    width: number,
+  ): void {
+    const copy = { srcAt, ldSrc, dstAt, ldDst, width, permAt: -1, scaleAt: -1 };
+    builder.emit("columns", { rowsReg: REGISTER.rows, ...copy });
+  }
+
+  /** Runs a block with its weights as they are now on the original model's hidden states and moves those on. */
+  async advanceOriginal(layer: number): Promise<void> {
+    this.#arena.reset(this.#weightsMark);
+    const builder = new ProgramBuilder();
+    const block = await this.#place(builder, layer);
+    const pairs = this.#observeOriginal(builder, block);
+    await this.#run(builder, () => null, pairs.get("residual")?.at);
   }
 
   /**
@@ -428,6 +517,7 @@ export class BlockRunner {
 
   async dispose(): Promise<void> {
     this.#hidden.close();
+    this.#original?.close();
     await this.#engine.dispose();
   }
 
@@ -466,12 +556,16 @@ export class BlockRunner {
       this.#options.signal?.throwIfAborted();
     }
     await dropGarbage();
-    if (!transforms.some(({ op, site }) => op === "edge" && site === "embed_out")) return;
+    if (!transforms.some(({ op, site }) => op === "edge" && site === "embed_out")) {
+      this.#keepOriginal();
+      return;
+    }
     const builder = new ProgramBuilder();
     const placed = await placeEdges(this.#arena, builder, this.#model);
     const edges = edgeEmitters(placed, this.#model.config);
     edges.emitInput(builder, this.#buffers);
     await this.#run(builder, (residual) => residual);
+    this.#keepOriginal();
   }
 
   async *#tableBands(): AsyncGenerator<RowBand> {
@@ -480,10 +574,25 @@ export class BlockRunner {
     else yield* rowBands(weight);
   }
 
-  /** Runs a program over all windows, chunk by chunk; `after` may give the rows that replace the hidden states. */
+  #keepOriginal(): void {
+    if (!this.#original) return;
+    const rows = this.#options.windows.length * this.#seqlen;
+    const d = this.#model.config.hiddenSize;
+    for (let from = 0; from < rows; from += MAX_ROWS) {
+      const part = new Float32Array(Math.min(MAX_ROWS, rows - from) * d);
+      this.#hidden.read(from, part);
+      this.#original.write(from, part);
+    }
+  }
+
+  /**
+   * Runs a program over all windows, chunk by chunk; `after` may give the rows that replace the hidden states. Those of the
+   * original model pass through the rows at `originalAt`.
+   */
   async #run(
     builder: ProgramBuilder,
     after: (residual: Float32Array, batch: number) => Float32Array | null,
+    originalAt = -1,
   ): Promise<void> {
     const { maxRows, residualAt, positionsAt, sequencesAt } = this.#buffers;
     const arena = this.#arena;
@@ -514,15 +623,38 @@ export class BlockRunner {
             sequences[i] = inBatch;
           }
           const residual = arena.f32(residualAt, count * d);
-          this.#hidden.read(first * this.#seqlen + start, residual);
+          const from = first * this.#seqlen + start;
+          const other = originalAt < 0 ? null : arena.f32(originalAt, count * d);
+          this.#hidden.read(from, residual);
+          if (other) this.#original?.read(from, other);
           registers[REGISTER.rows] = count;
           await this.#engine.run(program);
+          if (other) this.#original?.write(from, other);
           const replacement = after(residual, batch);
-          if (replacement) this.#hidden.write(first * this.#seqlen + start, replacement);
+          if (replacement) this.#hidden.write(from, replacement);
         }
       }
     } finally {
       program.dispose();
     }
   }
+}
+
+/** Columns of a buffer with the inputs of both models side by side, each half a whole number of lines. */
+function pairColumns(width: number): number {
+  const perLine = LINE / 4;
+  return 2 * Math.ceil(width / perLine) * perLine;
+}
+
+/** Sum of x (y - x)^T from the gram matrix of rows [x | y]; of that only the upper triangle is read. */
+function driftOf(gram: Float64Array, width: number): Float64Array {
+  const drift = new Float64Array(width * width);
+  const ld = pairColumns(width);
+  for (let i = 0; i < width; i++) {
+    for (let j = 0; j < width; j++) {
+      const [p, q] = i < j ? [i, j] : [j, i];
+      drift[i * width + j] = (gram[i * ld + ld / 2 + j] as number) - (gram[p * ld + q] as number);
+    }
+  }
+  return drift;
 }

@@ -61,7 +61,9 @@ export function planMemory(facts: MemoryFacts): MemoryPlan {
   const tables = parameters.filter(({ spec }) => spec.layer === null);
   const base = PROCESS_BYTES;
 
-  const hidden = calibration ? calibration.samples * calibration.seqlen * config.hiddenSize * 4 : 0;
+  const rows = calibration ? calibration.samples * calibration.seqlen : 0;
+  // Of the original model too, when a solver asks how far its inputs have drifted.
+  const hidden = rows * config.hiddenSize * 4 * (asksForDrift(facts) ? 2 : 1);
   const solvedBlocks = sum(linears.map(heldBytes));
   const solvedTables = sum(tables.map(heldBytes));
   const block = blockWork(facts);
@@ -102,11 +104,13 @@ export function spilledText({ spilled }: MemoryPlan): string {
   );
 }
 
+function asksForDrift({ parameters }: MemoryFacts): boolean {
+  return parameters.some(({ assignment: a }) => a?.method.needs(a.options).drift);
+}
+
 /** Weights, statistics, solver and engine while one block is worked on. */
-function blockWork({ config, parameters, scales, calibration }: MemoryFacts): {
-  usual: number;
-  lean: number;
-} {
+function blockWork(facts: MemoryFacts): { usual: number; lean: number } {
+  const { config, parameters, scales, calibration } = facts;
   const layers = new Map<number, number>();
   let [solver, weight, staging] = [0, 0, 0];
   let { hessian } = scales;
@@ -128,22 +132,28 @@ function blockWork({ config, parameters, scales, calibration }: MemoryFacts): {
   const floats = Math.max(0, ...layers.values());
   if (!calibration) return { usual: solver + weight + 2 * floats, lean: 2 * (solver + weight) };
   const { experts } = config;
-  let [grams, wide] = [0, 0];
+  let [grams, wide, pairs, drifts] = [0, 0, 0, 0];
+  const drift = asksForDrift(facts);
   for (const site of SITES) {
     const width = siteWidth(config, site);
     const copies = experts && site.startsWith("mlp") ? experts.count : 1;
     if (hessian) grams += copies * width * width * 8;
     wide = Math.max(wide, width, config.hiddenSize);
+    if (!drift || copies > 1) continue;
+    // Inputs of both models side by side and their Gram matrix; what is made of it.
+    pairs += 2 * width * (MAX_ROWS * 4 + 2 * width * 8);
+    drifts += width * width * 8;
   }
   const { seqlen, samples } = calibration;
   const batch = Math.max(1, Math.min(samples, Math.floor(MAX_ROWS / seqlen)));
   const rows = Math.min(MAX_ROWS, seqlen * batch);
   const cache = seqlen * batch * config.numKeyValueHeads * config.headDim * 8;
-  const arena = floats + grams + rows * wide * 4 * ROW_BUFFERS + cache;
+  const buffers = rows * wide * 4 * ROW_BUFFERS + cache * (drift ? 2 : 1);
+  const arena = floats + grams + pairs + buffers;
   // Statistics are copied out of the arena, or solved from where they are; tensors on their way into it.
   return {
-    usual: arena + grams + solver + staging + 2 * floats,
-    lean: arena + solver + staging + floats,
+    usual: arena + grams + drifts + solver + staging + 2 * floats,
+    lean: arena + drifts + solver + staging + floats,
   };
 }
 

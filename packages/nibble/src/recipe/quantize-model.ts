@@ -75,8 +75,8 @@ export interface QuantizeOptions {
   scalings?: readonly ScalingStep[];
   seed: number;
   linalg: EngineLinalg;
-  /** Made when the first layer needs statistics. */
-  createRunner: () => Promise<BlockRunner>;
+  /** Made when the first layer needs statistics; `keepOriginal` when a solver asks for the drift. */
+  createRunner: (keepOriginal: boolean) => Promise<BlockRunner>;
   state: SolveState;
   /**
    * Hold as little as possible: solved tensors are read from `state` whenever somebody asks for them, Gram matrices are
@@ -114,6 +114,7 @@ export async function quantizeModel(
     scalings.length > 0 ? layers - 1 : -1,
     ...[...byLayer].filter(([, t]) => needsRunner(t)).map(([i]) => i),
   );
+  const drift = [...assignments.values()].some((a) => needsOf(a).drift);
   const context = (log: (line: string) => void) => ({ options, memo: createMemo(), log });
 
   let runner: BlockRunner | null = null;
@@ -129,8 +130,9 @@ export async function quantizeModel(
       const scales = saved?.scales ?? [];
       const inputs = new InputScales();
       const schedule = scheduleOf(targets, assignments);
-      if (layer <= lastCalibrated) runner ??= await options.createRunner();
+      if (layer <= lastCalibrated) runner ??= await options.createRunner(drift);
       const calibrates = layer <= lastCalibrated ? runner : null;
+      let originalMoved = !drift;
 
       if (!saved && (targets.length > 0 || scalings.length > 0)) {
         const stages = schedule.trueSequential ? STAGES : [STAGES.flat()];
@@ -141,12 +143,17 @@ export async function quantizeModel(
           if (stage.length === 0 && !rescales) continue;
           if (calibrates && (needsRunner(stage) || rescales)) {
             stats = null;
+            const needs = wanted(stage, assignments, rescales ? scalings : []);
+            originalMoved ||= needs.drift;
             stats = await calibrates.observe(layer, {
-              ...wanted(stage, assignments, rescales ? scalings : []),
+              ...needs,
               // The arena is used again before solving when the original block moves on first.
-              lend: options.lean === true && schedule.propagate !== "original",
+              lend: options.lean === true && schedule.propagate !== "original" && originalMoved,
             });
           }
+          // While the weights are the original ones.
+          if (calibrates && !originalMoved) await calibrates.advanceOriginal(layer);
+          originalMoved = true;
           if (index === 0 && calibrates && schedule.propagate === "original")
             await calibrates.advance(layer);
           const ctx = context((message) => onProgress({ type: "log", level: "info", message }));
@@ -171,6 +178,7 @@ export async function quantizeModel(
         }
         await options.state.save(unit, { tensors: solved, records: layerRecords, scales });
       } else {
+        if (calibrates && !originalMoved) await calibrates.advanceOriginal(layer);
         if (calibrates && schedule.propagate === "original") await calibrates.advance(layer);
         // After the block ran, as in a run that was not interrupted: folding scales changes the last bits.
         restoreScales(model, scales);
@@ -347,6 +355,7 @@ function wanted(
   return {
     hessian: needs.some((n) => n?.hessian),
     absStats: needs.some((n) => n?.absStats),
+    drift: needs.some((n) => n?.drift ?? false),
   };
 }
 

@@ -167,8 +167,9 @@ export async function compress(
         scalings,
         seed: recipe.seed,
         linalg,
-        createRunner: () =>
+        createRunner: (keepOriginal) =>
           BlockRunner.create(model, {
+            keepOriginal,
             backend,
             threads,
             windows: tokens,

@@ -40,7 +40,7 @@ export function activations(tokens: number, k: number, seed = 0): Float64Array {
   return x;
 }
 
-export type FullStats = Required<SiteStatsView>;
+export type FullStats = Required<Omit<SiteStatsView, "drift">>;
 
 export function statsOf(x: Float64Array, k: number): FullStats {
   const count = x.length / k;
