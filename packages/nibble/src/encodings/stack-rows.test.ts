@@ -44,4 +44,10 @@ it("refuses what has parts that belong to no row", async () => {
   const index = Uint32Array.from({ length: 64 }, (_, i) => i);
   const permuted = { ...tensor, pre: [{ op: "perm" as const, index }] };
   expect(() => stackRows([permuted, permuted])).toThrow("cannot be stacked");
+  // Their 8-bit scales have one range for all rows: such tables are solved whole.
+  const shared = embeddings.options.parse({ groupSize: 32, sym: false, scaleType: "u8" });
+  const scaled = await embeddings.solve(gaussian(128), shape, null, shared, solveContext());
+  expect(() => stackRows([scaled.tensor, scaled.tensor])).toThrow("cannot be stacked");
+  expect(embeddings.byRows?.(shared)).toBe(false);
+  expect(embeddings.byRows?.(own)).toBe(true);
 });

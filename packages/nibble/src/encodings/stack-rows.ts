@@ -52,7 +52,7 @@ function stackCodes(parts: readonly PackedCodes[]): PackedCodes {
 
 function stackFloats(parts: readonly StoredFloats[]): StoredFloats {
   const first = parts[0] as StoredFloats;
-  if (parts.some(({ dq8 }) => dq8))
+  if (parts.some(({ dq8, affine }) => dq8 || affine))
     throw new Error("scales with scales of their own cannot be stacked");
   const data = new Float32Array(parts.reduce((sum, part) => sum + part.data.length, 0));
   let at = 0;

@@ -49,7 +49,8 @@ export const embeddings = defineMethod<EmbeddingOptions>({
   produces: (o) => gridProduces(grid(o)),
   estimate: (shape, o) => gridEstimate(shape, grid(o)),
   targets: ({ targets, ignore }) => ({ targets, ignore }),
-  byRows: ({ groupSize }) => groupSize !== "tensor",
+  // 8-bit scales have a range in common for all rows.
+  byRows: ({ groupSize, scaleType }) => groupSize !== "tensor" && scaleType !== "u8",
   async solve(weight, { n, k, path }, _stats, options) {
     checkFinite(weight, path);
     return { tensor: roundToNearest(weight, n, k, grid(options)) };

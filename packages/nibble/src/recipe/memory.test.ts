@@ -61,6 +61,7 @@ const grouped = { groupSize: 32, sym: false };
 const embeddings = { embeddings: { bits: 8 } };
 it.each([
   ["quarot and gptq", ["quarot", { gptq: grouped }, embeddings]],
+  ["gptq that follows drift", [{ gptq: { ...grouped, asymmetric: 0.5 } }, embeddings]],
   ["gptq stage by stage", [{ gptq: { ...grouped, trueSequential: true } }]],
   ["awq, whose scales are folded", [{ awq: grouped }, embeddings]],
   ["smoothquant and squeezellm", ["smoothquant", { squeezellm: { bits: 3 } }]],
