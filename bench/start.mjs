@@ -119,8 +119,6 @@ try {
   for (const count of new Set([1, threads])) {
     const options = { backend: "native", threads: count, maxContext: 512 };
     const packed = await openModel(artifact, { ...options, prepared: null });
-    // The library keeps its own: another build than the bundled command line.
-    await (await openModel(artifact, options)).close();
     const mapped = await openModel(artifact, options);
     if (!mapped.compiled.prepared) throw new Error("the second model is not prepared");
     const decode = async (opened) => {

@@ -121,7 +121,9 @@ describe.runIf(addonPath() !== null)("prepared weights", () => {
       for (const other of [mapped, first, second]) expect(other.bits).toEqual(bits);
       expect([...first.lines, ...second.lines]).toEqual([]);
     }
-    expect((await kept()).every((file) => /^[0-9a-f]{32}\.panels$/.test(file))).toBe(true);
+    expect((await kept()).every((file) => /^[0-9a-f]{16}-[0-9a-f]{32}\.panels$/.test(file))).toBe(
+      true,
+    );
     expect(await preparedFacts()).toMatchObject({ files: 2, limitBytes: 8 * 2 ** 30 });
   });
 
@@ -237,6 +239,19 @@ describe.runIf(addonPath() !== null)("prepared weights", () => {
     const again = await load("one-w4a8");
     expect(again).toMatchObject({ prepared: false, bits, lines: [] });
     expect(await kept()).toEqual([name]);
+    // So does what another build made of the same artifact, when it was not used for a day.
+    const [artifact] = name.split("-");
+    const others = [
+      `${artifact}-${"0".repeat(32)}.panels`,
+      `${artifact}-${"1".repeat(32)}.panels`,
+      "ab-cd.panels",
+    ];
+    for (const other of others) await writeFile(join(home, "prepared", other), half);
+    await utimes(join(home, "prepared", others[0] as string), 0, 0);
+    await utimes(join(home, "prepared", others[2] as string), 0, 0);
+    await rm(path);
+    await load("one-w4a8");
+    expect(await kept()).toEqual([name, others[1], others[2]].sort());
     expect(await load("one-w4a8")).toMatchObject({ prepared: true, bits });
   });
 

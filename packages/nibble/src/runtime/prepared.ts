@@ -8,7 +8,7 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, mkdir, open, readdir, rm, stat, statfs, utimes } from "node:fs/promises";
 import { endianness } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { atomicFile, writeError } from "../core/atomic-write.js";
 import { ResourceError, UsageError } from "../core/errors.js";
@@ -35,7 +35,7 @@ const DEFAULT_LIMIT = "8GiB";
 const SETTLED_MS = 2000;
 /** A first answer comes before the writing that would slow it down. */
 const WRITE_AFTER_MS = 500;
-/** Leftovers of writers that died. */
+/** Leftovers of writers that died go after this time, and what another build made of the same artifact and nobody used since. */
 const STALE_MS = 24 * 3600 * 1000;
 
 interface Header {
@@ -91,7 +91,8 @@ export async function preparedWeights(
   const { key, newest } = await identity(folder, model, addon, options.activations);
   const settled = Date.now() - newest >= SETTLED_MS;
   const again = async () => (await identity(folder, model, addon, options.activations)).key === key;
-  const path = join(preparedFolder(options.env), `${key.slice(0, 32)}.panels`);
+  const of = model.source.artifact.slice(0, 16);
+  const path = join(preparedFolder(options.env), `${of}-${key.slice(0, 32)}.panels`);
   return new PreparedStore({ path, key, limit, settled, unchanged: again, log: options.log });
 }
 
@@ -115,7 +116,12 @@ async function identity(folder: string, model: Model, addon: string, activations
     newest = Math.max(newest, changed);
     files.push(`${name} ${text}`);
   }
-  const build = await Promise.all([addon, fileURLToPath(import.meta.url)].map(facts));
+  // The bundled command line lies beside the library and shares its index; among sources there is none that was built.
+  const index = fileURLToPath(new URL("../index.js", import.meta.url));
+  const build = [
+    await facts(addon),
+    await facts(index).catch(() => facts(fileURLToPath(import.meta.url))),
+  ];
   const parts = {
     format: FORMAT,
     program: PROGRAM_VERSION,
@@ -244,7 +250,7 @@ export class PreparedStore implements PreparedWeights {
       await file.abort();
       throw error;
     }
-    await makeRoom(folder, limit);
+    await makeRoom(path, limit);
   }
 }
 
@@ -302,14 +308,17 @@ async function listPrepared(folder: string) {
 }
 
 /** Removes the files that were not used for longest until the others fit, and what writers that died left. */
-async function makeRoom(folder: string, limit: number): Promise<void> {
+async function makeRoom(written: string, limit: number): Promise<void> {
+  const folder = dirname(written);
+  const [artifact = ""] = basename(written).split("-");
   const files = (await listPrepared(folder)).sort((a, b) => b.used - a.used);
   let total = 0;
   for (const { path, name, bytes, used } of files) {
+    const stale = Date.now() - used > STALE_MS;
     const whole = name.endsWith(".panels");
-    if (whole) total += bytes;
-    const goes = whole ? total > limit : name.includes(".tmp-") && Date.now() - used > STALE_MS;
-    if (goes) await rm(path, { force: true });
+    const old = stale && (whole ? name.startsWith(`${artifact}-`) : name.includes(".tmp-"));
+    if (whole && !old) total += bytes;
+    if (old || (whole && total > limit)) await rm(path, { force: true });
   }
 }
 

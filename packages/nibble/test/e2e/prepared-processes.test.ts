@@ -133,7 +133,7 @@ describe.runIf(addonPath() !== null)("prepared weights among processes", () => {
       kills++;
       const left = await kept();
       expect(left).toHaveLength(kills);
-      for (const name of left) expect(name).toMatch(/^\.[0-9a-f]{32}\.panels\.tmp-/);
+      for (const name of left) expect(name).toMatch(/^\.[0-9a-f]{16}-[0-9a-f]{32}\.panels\.tmp-/);
     }
     expect(kills).toBeGreaterThanOrEqual(2); // the header, the panels
     const after = await child();
