@@ -12,7 +12,7 @@ import { rowScale, rowSum, rowZero } from "./activations";
 import { scratch } from "./control";
 import {
   GROUP_BYTES, ZERO_FOLDED, ZERO_SHORT, asymmetric, centered, finishDirect, finishQuarter, groupSize, groups, isDirect, k,
-  scaleHalf, scalesOf, startOf, zeroMode, zerosOf,
+  scaleHalf, scalesOf, setAll, startDirect, startOf, zeroMode, zerosOf,
 } from "./weight";
 
 /** Place in scratch of the integer sums of a panel, 128 bytes. */
@@ -240,19 +240,6 @@ function gather(acc: usize, sums: v128): void {
   v128.store(acc, i32x4.add(sums, v128.load(acc)));
 }
 
-// @ts-ignore: decorator
-@inline
-function setAll(at: usize, value: v128): void {
-  v128.store(at, value);
-  v128.store(at, value, 16);
-  v128.store(at, value, 32);
-  v128.store(at, value, 48);
-  v128.store(at, value, 64);
-  v128.store(at, value, 80);
-  v128.store(at, value, 96);
-  v128.store(at, value, 112);
-}
-
 /** acc[32] (i32) += sums of a block of 32 columns, or of one half of it (simd). */
 // @ts-ignore: decorator
 @inline
@@ -286,7 +273,7 @@ function gatherBlock<W>(w: usize, x: usize, acc: usize): void {
 // @ts-ignore: decorator
 @inline
 function finishBlock<W>(
-  w: usize, x: usize, acc: usize, scales: usize, zeros: usize, scale: v128, total: v128, y: usize, mode: i32, halfScales: bool,
+  w: usize, x: usize, acc: usize, scales: usize, scale: v128, y: usize, halfScales: bool,
 ): void {
   const half = ASC_FEATURE_RELAXED_SIMD ? 0 : 1;
   if (!ASC_FEATURE_RELAXED_SIMD) {
@@ -304,16 +291,16 @@ function finishBlock<W>(
   const x7 = v128.load32_splat(x, 28);
   gather(acc, quarter<W>(w, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
   gather(acc + 16, quarter<W>(w + 16, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
-  finishDirect(v128.load(acc), v128.load(acc, 16), scales, zeros, 0, scale, total, y, mode, halfScales);
+  finishDirect(acc, scales, 0, scale, y, halfScales);
   gather(acc + 32, quarter<W>(w + 32, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
   gather(acc + 48, quarter<W>(w + 48, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
-  finishDirect(v128.load(acc, 32), v128.load(acc, 48), scales, zeros, 8, scale, total, y, mode, halfScales);
+  finishDirect(acc, scales, 8, scale, y, halfScales);
   gather(acc + 64, quarter<W>(w + 64, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
   gather(acc + 80, quarter<W>(w + 80, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
-  finishDirect(v128.load(acc, 64), v128.load(acc, 80), scales, zeros, 16, scale, total, y, mode, halfScales);
+  finishDirect(acc, scales, 16, scale, y, halfScales);
   gather(acc + 96, quarter<W>(w + 96, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
   gather(acc + 112, quarter<W>(w + 112, half, m, x0, x1, x2, x3, x4, x5, x6, x7));
-  finishDirect(v128.load(acc, 96), v128.load(acc, 112), scales, zeros, 24, scale, total, y, mode, halfScales);
+  finishDirect(acc, scales, 24, scale, y, halfScales);
 }
 
 /**
@@ -328,14 +315,13 @@ function panelDirect<W>(w: usize, x: usize, y: usize, p: i32, mode: i32, half: b
   let zeros = zerosOf(p);
   setAll(y, f32x4.splat(-0.0));
   for (let g = 0; g < groups; g++) {
-    const sum = rowSum(0, g);
-    setAll(acc, mode == ZERO_FOLDED ? startOf(sum) : i32x4.splat(0));
+    startDirect(acc, zeros, rowSum(0, g), mode);
     for (let left = blocksOf(g) - 1; left > 0; left--) {
       gatherBlock<W>(w, x, acc);
       w += blockBytes<W>();
       x += blockInputs();
     }
-    finishBlock<W>(w, x, acc, scales, zeros, f32x4.splat(rowScale(0, g)), i32x4.splat(sum), y, mode, half);
+    finishBlock<W>(w, x, acc, scales, f32x4.splat(rowScale(0, g)), y, half);
     scales += half ? 64 : 128;
     zeros += 32;
     w += blockBytes<W>();

@@ -9,8 +9,8 @@
  */
 import { rowScale, rowSum, rowZero } from "./activations";
 import {
-  GROUP_BYTES, ZERO_FOLDED, ZERO_SHORT, asymmetric, bits, centered, finishQuarter, groupSize, groups, k, kPad, seg1, seg2, seg4, seg8, shift1, shift2, startOf,
-  zeroMode,
+  GROUP_BYTES, ZERO_AS_FLOAT, ZERO_FOLDED, ZERO_SHORT, asymmetric, bits, centered, finishQuarter, groupSize, groups, k, kPad,
+  seg1, seg2, seg4, seg8, shift1, shift2, startOf, startQuarter, zeroMode,
 } from "./weight";
 
 /** Bytes of the unpacked form of four columns of 16 channels. */
@@ -369,6 +369,9 @@ function groups2(
   panel: usize, x0: usize, x1: usize, y0: usize, y1: usize, m: i32, parameters: usize, safe: i32, mode: i32, shifted: bool,
   highPlane: bool,
 ): void {
+  // Sums of one plane can start from their zero points.
+  const early = !highPlane && !shifted && mode != ZERO_AS_FLOAT;
+  const rest = early ? ZERO_FOLDED : mode;
   clearSums(y0);
   clearSums(y1);
   for (let g = 0; g < groups; g++) {
@@ -377,15 +380,15 @@ function groups2(
     const skip = ASC_FEATURE_RELAXED_SIMD ? <usize>from : (<usize>from) << 1;
     const begin = panel + ((<usize>from) >> 2) * quadBytes();
     const sum0 = rowSum(m, g);
-    let s0 = i32x4.splat(0);
-    let s1 = i32x4.splat(0);
-    let s2 = i32x4.splat(0);
-    let s3 = i32x4.splat(0);
+    let s0 = early ? startQuarter(parameters, sum0, mode) : i32x4.splat(0);
+    let s1 = early ? startQuarter(parameters + 16, sum0, mode) : i32x4.splat(0);
+    let s2 = early ? startQuarter(parameters + 32, sum0, mode) : i32x4.splat(0);
+    let s3 = early ? startQuarter(parameters + 48, sum0, mode) : i32x4.splat(0);
     const sum1 = rowSum(m + 1, g);
-    let t0 = i32x4.splat(0);
-    let t1 = i32x4.splat(0);
-    let t2 = i32x4.splat(0);
-    let t3 = i32x4.splat(0);
+    let t0 = early ? startQuarter(parameters, sum1, mode) : i32x4.splat(0);
+    let t1 = early ? startQuarter(parameters + 16, sum1, mode) : i32x4.splat(0);
+    let t2 = early ? startQuarter(parameters + 32, sum1, mode) : i32x4.splat(0);
+    let t3 = early ? startQuarter(parameters + 48, sum1, mode) : i32x4.splat(0);
     // Two planes: the high nibbles first, shifted when the low ones follow.
     for (let plane = highPlane ? 1 : 0; plane >= 0; plane--) {
       let w = begin + (plane == 0 ? 0 : (<usize>kPad) << 4);
@@ -489,7 +492,7 @@ function groups2(
     }
     const scale0 = f32x4.splat(rowScale(m, g));
     const scale1 = f32x4.splat(rowScale(m + 1, g));
-    if (mode == ZERO_FOLDED) {
+    if (!early && mode == ZERO_FOLDED) {
       const start0 = startOf(sum0);
       s0 = i32x4.add(s0, start0);
       s1 = i32x4.add(s1, start0);
@@ -507,14 +510,14 @@ function groups2(
     const total1 = i32x4.splat(shifted ? centered(sum1, za1, g) : sum1);
     const zero0 = i32x4.splat(za0);
     const zero1 = i32x4.splat(za1);
-    finishQuarter(s0, parameters + 0, scale0, total0, zero0, y0 + 0, false, mode, shifted);
-    finishQuarter(t0, parameters + 0, scale1, total1, zero1, y1 + 0, false, mode, shifted);
-    finishQuarter(s1, parameters + 16, scale0, total0, zero0, y0 + 16, false, mode, shifted);
-    finishQuarter(t1, parameters + 16, scale1, total1, zero1, y1 + 16, false, mode, shifted);
-    finishQuarter(s2, parameters + 32, scale0, total0, zero0, y0 + 32, false, mode, shifted);
-    finishQuarter(t2, parameters + 32, scale1, total1, zero1, y1 + 32, false, mode, shifted);
-    finishQuarter(s3, parameters + 48, scale0, total0, zero0, y0 + 48, false, mode, shifted);
-    finishQuarter(t3, parameters + 48, scale1, total1, zero1, y1 + 48, false, mode, shifted);
+    finishQuarter(s0, parameters + 0, scale0, total0, zero0, y0 + 0, false, rest, shifted);
+    finishQuarter(t0, parameters + 0, scale1, total1, zero1, y1 + 0, false, rest, shifted);
+    finishQuarter(s1, parameters + 16, scale0, total0, zero0, y0 + 16, false, rest, shifted);
+    finishQuarter(t1, parameters + 16, scale1, total1, zero1, y1 + 16, false, rest, shifted);
+    finishQuarter(s2, parameters + 32, scale0, total0, zero0, y0 + 32, false, rest, shifted);
+    finishQuarter(t2, parameters + 32, scale1, total1, zero1, y1 + 32, false, rest, shifted);
+    finishQuarter(s3, parameters + 48, scale0, total0, zero0, y0 + 48, false, rest, shifted);
+    finishQuarter(t3, parameters + 48, scale1, total1, zero1, y1 + 48, false, rest, shifted);
     parameters += GROUP_BYTES;
   }
 }

@@ -67,6 +67,8 @@ export function exp1(x: f32): f32 {
 }
 
 /** g / (1 + exp(-g)). */
+// @ts-ignore: decorator
+@inline
 export function silu4(g: v128): v128 {
   return f32x4.div(g, f32x4.add(f32x4.splat(1), exp4(f32x4.neg(g))));
 }

@@ -139,7 +139,7 @@ export const GROUP_BYTES: usize = 192;
 export const ZERO_FOLDED: i32 = 0;
 export const ZERO_SHORT: i32 = 1;
 const ZERO_LONG: i32 = 2;
-const ZERO_AS_FLOAT: i32 = 3;
+export const ZERO_AS_FLOAT: i32 = 3;
 
 /** Of the open weight; loops copy it to a local. */
 export let zeroMode: i32 = 0;
@@ -224,6 +224,16 @@ function timesSum(zero: v128, sum: v128, mode: i32): v128 {
 }
 
 /**
+ * What the sums of four channels start from, so that their zero points (integers) are already subtracted at the end: -z * sum.
+ * `parameters`: the quarter's place in the group's parameters.
+ */
+// @ts-ignore: decorator
+@inline
+export function startQuarter(parameters: usize, sum: i32, mode: i32): v128 {
+  return mode == ZERO_FOLDED ? startOf(sum) : timesSum(v128.load(parameters, 64), i32x4.splat(-sum), mode);
+}
+
+/**
  * y (4 f32) of one row and group from its integer sums. parameters: the quarter's place in the group's parameters; scale,
  * sum, za: the row's, splat (sum centered). `first` overwrites y. mode, shifted: zeroMode and asymmetric.
  */
@@ -261,15 +271,52 @@ export function zerosOf(p: i32): usize {
   return zeroAt + ((<usize>p * <usize>groups) << 5);
 }
 
+/** startQuarter of eight channels, to acc, from their stored zero points. */
+// @ts-ignore: decorator
+@inline
+function startEight(acc: usize, zeros: usize, minusSum: v128, mode: i32): void {
+  const z = v128.load8x8_u(zeros);
+  const none = i32x4.splat(0);
+  v128.store(acc, timesSum(i16x8.shuffle(z, none, 0, 8, 1, 9, 2, 10, 3, 11), minusSum, mode));
+  v128.store(acc, timesSum(i16x8.shuffle(z, none, 4, 12, 5, 13, 6, 14, 7, 15), minusSum, mode), 16);
+}
+
+/** What the sums acc[32] of a panel start from: -z * sum. For isDirect(); zeros: zero points of the group. */
+// @ts-ignore: decorator
+@inline
+export function startDirect(acc: usize, zeros: usize, sum: i32, mode: i32): void {
+  if (mode == ZERO_FOLDED) {
+    setAll(acc, startOf(sum));
+  } else {
+    const minusSum = i32x4.splat(-sum);
+    startEight(acc, zeros, minusSum, mode);
+    startEight(acc + 32, zeros + 8, minusSum, mode);
+    startEight(acc + 64, zeros + 16, minusSum, mode);
+    startEight(acc + 96, zeros + 24, minusSum, mode);
+  }
+}
+
+/** 128 bytes of one value. */
+// @ts-ignore: decorator
+@inline
+export function setAll(at: usize, value: v128): void {
+  v128.store(at, value);
+  v128.store(at, value, 16);
+  v128.store(at, value, 32);
+  v128.store(at, value, 48);
+  v128.store(at, value, 64);
+  v128.store(at, value, 80);
+  v128.store(at, value, 96);
+  v128.store(at, value, 112);
+}
+
 /**
- * Eight channels (number `channel` of a panel, a multiple of 8) straight from the stored parameters of a group: isDirect().
+ * Eight channels (number `channel` of a panel, a multiple of 8) from sums begun by startDirect and the stored scales of a group.
  * half: scales are f16. Adds to y, which starts as -0: that leaves the first group as it is, its sign of zero included.
  */
 // @ts-ignore: decorator
 @inline
-export function finishDirect(
-  a: v128, b: v128, scales: usize, zeros: usize, channel: usize, scale: v128, sum: v128, y: usize, mode: i32, half: bool,
-): void {
+export function finishDirect(acc: usize, scales: usize, channel: usize, scale: v128, y: usize, half: bool): void {
   let s0: v128;
   let s1: v128;
   if (half) {
@@ -281,17 +328,37 @@ export function finishDirect(
     s0 = v128.load(scales + (channel << 2));
     s1 = v128.load(scales + (channel << 2), 16);
   }
-  if (mode != ZERO_FOLDED) {
-    const z = v128.load8x8_u(zeros + channel);
-    const none = i32x4.splat(0);
-    a = i32x4.sub(a, timesSum(i16x8.shuffle(z, none, 0, 8, 1, 9, 2, 10, 3, 11), sum, mode));
-    b = i32x4.sub(b, timesSum(i16x8.shuffle(z, none, 4, 12, 5, 13, 6, 14, 7, 15), sum, mode));
-  }
+  const from = acc + (channel << 2);
   const to = y + (channel << 2);
-  const u = f32x4.mul(f32x4.convert_i32x4_s(a), f32x4.mul(scale, s0));
+  const u = f32x4.mul(f32x4.convert_i32x4_s(v128.load(from)), f32x4.mul(scale, s0));
   v128.store(to, f32x4.add(v128.load(to), u));
-  const v = f32x4.mul(f32x4.convert_i32x4_s(b), f32x4.mul(scale, s1));
+  const v = f32x4.mul(f32x4.convert_i32x4_s(v128.load(from, 16)), f32x4.mul(scale, s1));
   v128.store(to, f32x4.add(v128.load(to, 16), v), 16);
+}
+
+/** The epilogue of 16 whole outputs: y to `to`. combine: they are the up half of a swiglu whose gates wait there. */
+// @ts-ignore: decorator
+@inline
+function finish16(y: usize, to: usize, combine: bool): void {
+  let a = v128.load(y);
+  let b = v128.load(y, 16);
+  let c = v128.load(y, 32);
+  let d = v128.load(y, 48);
+  if (combine) {
+    a = f32x4.mul(silu4(v128.load(to)), a);
+    b = f32x4.mul(silu4(v128.load(to, 16)), b);
+    c = f32x4.mul(silu4(v128.load(to, 32)), c);
+    d = f32x4.mul(silu4(v128.load(to, 48)), d);
+  } else if (epilogue == EPILOGUE_ADD) {
+    a = f32x4.add(v128.load(to), a);
+    b = f32x4.add(v128.load(to, 16), b);
+    c = f32x4.add(v128.load(to, 32), c);
+    d = f32x4.add(v128.load(to, 48), d);
+  }
+  v128.store(to, a);
+  v128.store(to, b, 16);
+  v128.store(to, c, 32);
+  v128.store(to, d, 48);
 }
 
 /** Bias and epilogue of 16 finished outputs of row m. A swiglu half 0 waits in dst for its other half. */
@@ -310,9 +377,9 @@ export function finishHalf(y: usize, p: i32, half: i32, m: i32): void {
     count = (n >> 1) - column;
   }
   if (count <= 0) return;
-  if (count > 16) count = 16;
   const to = rowAt(dst, m, ldDst) + (<usize>column << 2);
   const combine = epilogue == EPILOGUE_SWIGLU && half == 1;
+  if (count >= 16) return finish16(y, to, combine);
   let j = 0;
   for (; j + 4 <= count; j += 4) {
     const at = <usize>j << 2;
