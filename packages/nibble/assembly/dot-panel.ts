@@ -317,7 +317,9 @@ function panelDirect<W>(w: usize, x: usize, y: usize, p: i32, mode: i32, half: b
   for (let g = 0; g < groups; g++) {
     startDirect(acc, zeros, rowSum(0, g), mode);
     for (let left = blocksOf(g) - 1; left > 0; left--) {
-      gatherBlock<W>(w, x, acc);
+      // The usual width without a call.
+      if (ASC_FEATURE_RELAXED_SIMD && sizeof<W>() == 4) gatherStep<W>(w, x, 0, acc);
+      else gatherBlock<W>(w, x, acc);
       w += blockBytes<W>();
       x += blockInputs();
     }
