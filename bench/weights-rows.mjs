@@ -48,9 +48,9 @@ export const ROWS = [
   {
     id: "quarot-gptaq-4.5",
     method: "gptq",
-    title: "the same, bits allocated under 4.5",
+    title: "the same in groups of 64, bits allocated under 4.5",
     args: ["--target-bpw", "4.5"],
-    steps: ["quarot", { gptq: asym(32, gptaq) }],
+    steps: ["quarot", { gptq: asym(64, gptaq) }],
     calibration: long,
   },
   {

@@ -27,6 +27,7 @@ import {
   sensitivityPictures,
   weightPicture,
 } from "./pictures.js";
+import { roleSensitivity } from "./role-error.js";
 
 const rng = new Philox(9, "layer-error");
 const site = (values: Float32Array, rows: number, width: number) => ({
@@ -156,11 +157,63 @@ describe("shareOut", () => {
       { path: "layers.0.q", layer: 0, role: "q" as const, weights: 10, error: { 2: 0.3, 4: 0.01 } },
       { path: "layers.0.o", layer: 0, role: "o" as const, weights: 20, error: { 2: 0.9, 4: 0.03 } },
     ];
-    const shared = shareOut(modules, [{ layer: 0, kl: 0.4 }], 4);
+    const roles = [
+      { role: "q" as const, kl: 1 },
+      { role: "o" as const, kl: 3 },
+    ];
+    const shared = shareOut(modules, [{ layer: 0, kl: 0.4 }], roles, 4);
     expect(shared.map((s) => s.path)).toEqual(["layers.0.q", "layers.0.o"]);
     expect(shared[0]?.loss[4]).toBeCloseTo(0.1, 12);
     expect(shared[0]?.loss[2]).toBeCloseTo(3, 12);
     expect(shared[1]?.loss[4]).toBeCloseTo(0.3, 12);
+  });
+
+  it("meets the losses of layers and of roles, whatever the output errors say", () => {
+    const modules = [0, 1, 2].flatMap((layer) =>
+      (["q", "v", "down"] as const).map((role, i) => ({
+        path: `layers.${layer}.${role}`,
+        ...{ layer, role, weights: 10, error: { 3: 4 * (i + layer + 1), 4: i + layer + 1 } },
+      })),
+    );
+    const kl = [0.1, 0.2, 0.3].map((value, layer) => ({ layer, kl: value }));
+    const roles = [
+      { role: "q" as const, kl: 0.02 },
+      { role: "v" as const, kl: 0.2 },
+      { role: "down" as const, kl: 0.08 },
+    ];
+    const shared = shareOut(modules, kl, roles, 4);
+    const total = (of: string) =>
+      shared.filter((s) => s.path.includes(of)).reduce((sum, s) => sum + (s.loss[4] ?? 0), 0);
+    for (const row of kl) expect(total(`.${row.layer}.`)).toBeCloseTo(row.kl, 6);
+    // Both margins describe one model: roles are brought to the total of the layers (here twice theirs).
+    for (const row of roles) expect(total(`.${row.role}`)).toBeCloseTo(2 * row.kl, 6);
+    for (const s of shared) expect(s.loss[3]).toBeCloseTo(4 * (s.loss[4] ?? 0), 12);
+  });
+});
+
+describe("roleSensitivity", () => {
+  it("is the divergence of a model with that role rounded in all layers, and leaves the others alone", async () => {
+    const loaded = await loadModel(model);
+    const run = { backend: "wasm" as const, threads: 1 };
+    try {
+      const rows = await roleSensitivity(loaded, ids, rounding, run);
+      expect(rows.map((row) => row.role)).toEqual(["q", "k", "v", "o", "gate", "up", "down"]);
+      const reference = await openModel(loaded, { ...run, maxContext: 64 });
+      for (const row of [rows[2], rows[6]]) {
+        let other = loaded;
+        for (let layer = 0; layer < loaded.config.numHiddenLayers; layer++) {
+          other = withRoundedLayer(other, layer, rounding, row?.role ?? null);
+        }
+        const opened = await openModel(other, { ...run, maxContext: 64 });
+        const direct = await evaluatePerplexity(opened, ids, { ctx: ids.length, reference });
+        await opened.close();
+        expect(row?.kl).toBeGreaterThan(0);
+        expect(row?.kl).toBeCloseTo(direct.kl as number, 10);
+      }
+      await reference.close();
+    } finally {
+      await loaded.close();
+    }
   });
 });
 

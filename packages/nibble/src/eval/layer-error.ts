@@ -42,7 +42,9 @@ export interface SensitivityResult {
   modules: ModuleError[];
   /** KL(original || model with this layer rounded), mean nats a token; absent when only errors were asked for. */
   kl?: { layer: number; kl: number; deltaNll: number }[];
-  /** Loss of each module by bits, for allocateBits: the layer's KL, shared out by the modules' output errors. */
+  /** KL(original || model with all linears of this role rounded). */
+  roles?: { role: LinearRole; kl: number }[];
+  /** Loss of each module by bits, for allocateBits (`shareOut`). */
   sensitivities?: Sensitivity[];
 }
 
@@ -61,14 +63,20 @@ function grid({ bits, groupSize }: RoundingOptions) {
 }
 
 /**
- * A copy of a model in which the linears of one layer hold the values that rounding leaves of them, as floats; the
+ * A copy of a model in which the linears of one layer (of one role only, if given) hold the values that rounding leaves of them, as floats; the
  * original is not changed.
  */
-export function withRoundedLayer(model: Model, layer: number, options: RoundingOptions): Model {
+export function withRoundedLayer(
+  model: Model,
+  layer: number,
+  options: RoundingOptions,
+  role: LinearRole | null = null,
+): Model {
   const parameters = new Map<string, Parameter>(model.parameters);
   for (const [path, parameter] of model.parameters) {
     const { weight, spec } = parameter;
     if (spec.layer !== layer || spec.kind !== "linear") continue;
+    if (role !== null && spec.role !== role) continue;
     if ("quant" in weight) throw quantized(model);
     const [n = 0, k = 0] = spec.shape;
     parameters.set(path, {
@@ -169,22 +177,43 @@ async function layerErrors(
   return modules.filter((_, i) => (energy[i] as number) > 0);
 }
 
+/** Rounds of fitting; the margins are met to some digits long before. */
+const FITTING_ROUNDS = 100;
+
 /**
- * Losses of single modules at every width, in nats: the KL that a layer costs at `bits` is shared out among its modules in
- * proportion to their output errors, and scaled by the error at the other widths.
+ * Losses of single modules at every width, in nats. At `bits` they are fitted to two margins: the modules of a layer sum up
+ * to the KL of that layer, those of a role to the KL of that role (brought to the same total), starting from the modules'
+ * output errors (iterative proportional fitting). The output errors then scale each to the other widths.
  */
 export function shareOut(
   modules: readonly ModuleError[],
   kl: readonly { layer: number; kl: number }[],
+  roles: readonly { role: LinearRole; kl: number }[],
   bits: number,
 ): Sensitivity[] {
-  return modules.map(({ path, layer, weights, error }) => {
-    const total = modules
-      .filter((m) => m.layer === layer)
-      .reduce((sum, m) => sum + (m.error[bits] ?? 0), 0);
-    const cost = kl.find((row) => row.layer === layer)?.kl ?? 0;
+  const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
+  const common = sum(kl.map((row) => row.kl)) / (sum(roles.map((row) => row.kl)) || 1);
+  const cost = modules.map(({ error }) => error[bits] ?? 0);
+  const margins = [
+    ...roles.map((row) => ({ of: (m: ModuleError) => m.role === row.role, to: row.kl * common })),
+    ...kl.map((row) => ({ of: (m: ModuleError) => m.layer === row.layer, to: row.kl })),
+  ].map(({ of, to }) => ({
+    to,
+    members: [...modules.keys()].filter((i) => of(modules[i] as ModuleError)),
+  }));
+  for (let round = 0; round < FITTING_ROUNDS; round++) {
+    for (const { to, members } of margins) {
+      const total = sum(members.map((i) => cost[i] as number));
+      if (total > 0) for (const i of members) cost[i] = ((cost[i] as number) * to) / total;
+    }
+  }
+  return modules.map(({ path, weights, error }, i) => {
+    const own = error[bits] ?? 0;
     const loss = Object.fromEntries(
-      Object.entries(error).map(([width, e]) => [width, total > 0 ? (cost * e) / total : 0]),
+      Object.entries(error).map(([width, e]) => [
+        width,
+        own > 0 ? ((cost[i] as number) * e) / own : 0,
+      ]),
     );
     return { path, weights, loss };
   });
@@ -260,7 +289,7 @@ export async function layerSensitivity(
 }
 
 /** Sums over the targets of a window; rows of logits are handed to `keep`, and compared with `original` where there is one. */
-async function scoreWindow(
+export async function scoreWindow(
   { runner }: OpenedModel,
   window: readonly number[],
   keep: ((logits: Float32Array) => void) | null,

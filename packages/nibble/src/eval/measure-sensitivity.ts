@@ -23,19 +23,21 @@ import {
   windowsOf,
 } from "./layer-error.js";
 import type { MeasureOptions } from "./measure.js";
+import { type RoleLoss, roleSensitivity } from "./role-error.js";
 
 export interface SensitivityOptions extends RoundingOptions, MeasureOptions {
-  /** Also the KL of the whole model, one run a layer. */
+  /** Also the KL of the whole model, one run a layer and one a role. */
   kl: boolean;
 }
 
 interface State {
   modules: Record<number, ModuleError[]>;
   losses: WindowLoss[];
+  roles: RoleLoss[];
 }
 
 async function readState(file: string): Promise<State> {
-  const empty: State = { modules: {}, losses: [] };
+  const empty: State = { modules: {}, losses: [], roles: [] };
   const text = await readFile(file, "utf8").catch(() => null);
   if (text === null) return empty;
   try {
@@ -102,6 +104,21 @@ export async function measureSensitivity(
         },
       )
     : undefined;
+  const roles = kl
+    ? await roleSensitivity(
+        model,
+        tokens,
+        { bits, groupSize },
+        {
+          ...options,
+          known: [...state.roles],
+          onLoss: (loss) => {
+            state.roles.push(loss);
+            return save();
+          },
+        },
+      )
+    : undefined;
   await rm(file, { force: true });
   return {
     model: model.source.id,
@@ -109,6 +126,6 @@ export async function measureSensitivity(
     groupSize,
     tokens: tokens.length,
     modules,
-    ...(kl ? { kl, sensitivities: shareOut(modules, kl, bits) } : {}),
+    ...(kl && roles ? { kl, roles, sensitivities: shareOut(modules, kl, roles, bits) } : {}),
   };
 }

@@ -1,7 +1,7 @@
 /**
  * Mixed precision of a recipe: which width each module gets so that all linears together stay within the budget. The
  * losses come from a file of `nibble sensitivity`, or are measured on the model as it is after its transforms: KL of each
- * layer rounded alone, shared out among its modules by their output errors.
+ * layer and of each role rounded alone, shared out among the modules.
  */
 import { mkdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -11,6 +11,7 @@ import { RecipeError } from "../core/errors.js";
 import { nibbleHome } from "../core/home.js";
 import type { OnProgress } from "../core/progress.js";
 import { layerSensitivity, outputErrors, shareOut, WIDTHS } from "../eval/layer-error.js";
+import { roleSensitivity } from "../eval/role-error.js";
 import { allocateBits, type Sensitivity } from "../eval/sensitivity.js";
 import type { Backend, BackendId } from "../kernels/contract.js";
 import type { Model } from "../model/model.js";
@@ -22,6 +23,8 @@ import { storedBits } from "./stored-bits.js";
 
 /** Tokens that sensitivities are measured on. */
 const TOKENS = 512;
+/** What is measured; results of another measure have other names. */
+const MEASURED = "layers-roles";
 /** Width and group size at which the layers are rounded one by one. */
 const ROUNDING = { bits: 4, groupSize: 64 } as const;
 
@@ -65,7 +68,7 @@ export async function measureSensitivities(
   model: Model,
   options: MeasuringOptions,
 ): Promise<Sensitivity[]> {
-  const file = join(nibbleHome(), "sensitivity", `${options.id.slice(0, 32)}.json`);
+  const file = join(nibbleHome(), "sensitivity", `${options.id.slice(0, 32)}-${MEASURED}.json`);
   const known = await readFile(file, "utf8").catch(() => null);
   if (known !== null) {
     const parsed = schema.safeParse(JSON.parse(known));
@@ -78,7 +81,8 @@ export async function measureSensitivities(
   const errors = await outputErrors(model, ids, { widths: WIDTHS, groupSize }, { ...run, backend });
   const id: BackendId = backend.id;
   const kl = await layerSensitivity(model, ids, { bits, groupSize }, { ...run, backend: id });
-  const sensitivities = shareOut(errors, kl, bits);
+  const roles = await roleSensitivity(model, ids, { bits, groupSize }, { ...run, backend: id });
+  const sensitivities = shareOut(errors, kl, roles, bits);
   await mkdir(dirname(file), { recursive: true });
   await writeFileAtomic(file, `${JSON.stringify({ sensitivities })}\n`);
   return sensitivities;
