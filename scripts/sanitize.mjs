@@ -9,7 +9,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fail, native, root } from "./common.mjs";
 
-const TESTS = ["native.test.ts", "native-large.test.ts", "native-hostile.test.ts"];
+const TESTS = [
+  "native.test.ts",
+  "native-large.test.ts",
+  "native-hostile.test.ts",
+  "map-file.test.ts",
+];
 
 const compiler = process.env.CC ?? "cc";
 const found = spawnSync(compiler, ["-print-file-name=libasan.so"], { encoding: "utf8" });
