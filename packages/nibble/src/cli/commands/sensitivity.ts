@@ -41,7 +41,7 @@ export const sensitivity = defineVerb<Options>({
         integer("--group-size", 0),
         128,
       )
-      .option("--no-kl", "output errors only: one pass instead of one run a layer")
+      .option("--no-kl", "output errors only: one pass instead of one run a layer and role")
       .option(
         "-o, --output <file>",
         "write the result as JSON (its `sensitivities` feed bit allocation)",
