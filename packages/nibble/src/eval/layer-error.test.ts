@@ -15,7 +15,7 @@ import { loadModel } from "../runtime/load-model.js";
 import { openModel } from "../runtime/open.js";
 import { captureLayers, outlierFacts } from "./activations.js";
 import { kvVariants, variantErrors } from "./kv-error.js";
-import { layerSensitivity, outputErrors, shareOut, withRoundedLayer } from "./layer-error.js";
+import { outputErrors, shareOut, withRoundedLayer } from "./layer-error.js";
 import { measureSensitivity } from "./measure-sensitivity.js";
 import { evaluatePerplexity } from "./perplexity.js";
 import {
@@ -27,7 +27,7 @@ import {
   sensitivityPictures,
   weightPicture,
 } from "./pictures.js";
-import { roleSensitivity } from "./role-error.js";
+import { roundingLosses } from "./rounding-loss.js";
 
 const rng = new Philox(9, "layer-error");
 const site = (values: Float32Array, rows: number, width: number) => ({
@@ -89,12 +89,12 @@ describe("outputErrors", () => {
   });
 });
 
-describe("layerSensitivity", () => {
+describe("roundingLosses", () => {
   it("is the divergence of a model with that layer rounded, and leaves the others alone", async () => {
     const loaded = await loadModel(model);
     const run = { backend: "wasm" as const, threads: 1 };
     try {
-      const kl = await layerSensitivity(loaded, ids, rounding, run);
+      const { layers: kl } = await roundingLosses(loaded, ids, rounding, run);
       const reference = await openModel(loaded, { ...run, maxContext: 64 });
       const base = await evaluatePerplexity(reference, ids, { ctx: ids.length });
       for (const row of kl) {
@@ -161,7 +161,7 @@ describe("shareOut", () => {
       { role: "q" as const, kl: 1 },
       { role: "o" as const, kl: 3 },
     ];
-    const shared = shareOut(modules, [{ layer: 0, kl: 0.4 }], roles, 4);
+    const shared = shareOut(modules, { layers: [{ layer: 0, kl: 0.4 }], roles }, 4);
     expect(shared.map((s) => s.path)).toEqual(["layers.0.q", "layers.0.o"]);
     expect(shared[0]?.loss[4]).toBeCloseTo(0.1, 12);
     expect(shared[0]?.loss[2]).toBeCloseTo(3, 12);
@@ -181,7 +181,7 @@ describe("shareOut", () => {
       { role: "v" as const, kl: 0.2 },
       { role: "down" as const, kl: 0.08 },
     ];
-    const shared = shareOut(modules, kl, roles, 4);
+    const shared = shareOut(modules, { layers: kl, roles }, 4);
     const total = (of: string) =>
       shared.filter((s) => s.path.includes(of)).reduce((sum, s) => sum + (s.loss[4] ?? 0), 0);
     for (const row of kl) expect(total(`.${row.layer}.`)).toBeCloseTo(row.kl, 6);
@@ -191,12 +191,12 @@ describe("shareOut", () => {
   });
 });
 
-describe("roleSensitivity", () => {
+describe("roundingLosses of roles", () => {
   it("is the divergence of a model with that role rounded in all layers, and leaves the others alone", async () => {
     const loaded = await loadModel(model);
     const run = { backend: "wasm" as const, threads: 1 };
     try {
-      const rows = await roleSensitivity(loaded, ids, rounding, run);
+      const { roles: rows } = await roundingLosses(loaded, ids, rounding, run);
       expect(rows.map((row) => row.role)).toEqual(["q", "k", "v", "o", "gate", "up", "down"]);
       const reference = await openModel(loaded, { ...run, maxContext: 64 });
       for (const row of [rows[2], rows[6]]) {

@@ -1,7 +1,7 @@
 /**
- * How much each layer minds being quantized. Two measures: the relative error of each linear's output on a text, and the
- * KL divergence of the whole model when one layer alone is rounded (one run a layer). Rounding is RTN: cheap, without
- * choices, and the order of layers is what is asked for.
+ * How much modules mind being quantized: the relative error of each linear's output on a text, and how the losses of whole
+ * layers and roles (rounding-loss.ts) are shared out among them. Rounding is RTN: cheap, without choices, and the order of
+ * modules is what is asked for.
  */
 import { ModelError } from "../core/errors.js";
 import type { OnProgress } from "../core/progress.js";
@@ -13,8 +13,6 @@ import { roundToNearest, rtn } from "../methods/rtn.js";
 import type { Model, Parameter } from "../model/model.js";
 import { type LinearRole, SITE_OF } from "../model/roles.js";
 import { BlockRunner, type Probe } from "../observers/block-runner.js";
-import { type OpenedModel, openModel } from "../runtime/open.js";
-import { type MeasureOptions, openOptions } from "./measure.js";
 import type { Sensitivity } from "./sensitivity.js";
 
 export interface RoundingOptions {
@@ -43,7 +41,7 @@ export interface SensitivityResult {
   /** KL(original || model with this layer rounded), mean nats a token; absent when only errors were asked for. */
   kl?: { layer: number; kl: number; deltaNll: number }[];
   /** KL(original || model with all linears of this role rounded). */
-  roles?: { role: LinearRole; kl: number }[];
+  roles?: { role: LinearRole; kl: number; deltaNll: number }[];
   /** Loss of each module by bits, for allocateBits (`shareOut`). */
   sensitivities?: Sensitivity[];
 }
@@ -187,11 +185,14 @@ const FITTING_ROUNDS = 100;
  */
 export function shareOut(
   modules: readonly ModuleError[],
-  kl: readonly { layer: number; kl: number }[],
-  roles: readonly { role: LinearRole; kl: number }[],
+  losses: {
+    layers: readonly { layer: number; kl: number }[];
+    roles: readonly { role: LinearRole; kl: number }[];
+  },
   bits: number,
 ): Sensitivity[] {
   const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
+  const { layers: kl, roles } = losses;
   const common = sum(kl.map((row) => row.kl)) / (sum(roles.map((row) => row.kl)) || 1);
   const cost = modules.map(({ error }) => error[bits] ?? 0);
   const margins = [
@@ -217,107 +218,4 @@ export function shareOut(
     );
     return { path, weights, loss };
   });
-}
-
-/** Sums over the targets of one window with one layer rounded. */
-export interface WindowLoss {
-  window: number;
-  layer: number;
-  kl: number;
-  /** NLL with the layer rounded minus NLL of the original. */
-  deltaNll: number;
-  targets: number;
-}
-
-export interface LayerSensitivityOptions extends MeasureOptions {
-  /** What an interrupted run has measured. */
-  known?: readonly WindowLoss[];
-  onLoss?: (loss: WindowLoss) => Promise<void>;
-}
-
-/**
- * KL and loss of the whole model when one layer alone is rounded. The model is compiled once; the rounded weights of a
- * layer (as floats) are written over its own and back. The original's predictions of one window are kept meanwhile.
- */
-export async function layerSensitivity(
-  model: Model,
-  ids: readonly number[],
-  rounding: RoundingOptions,
-  options: LayerSensitivityOptions,
-): Promise<NonNullable<SensitivityResult["kl"]>> {
-  const windows = windowsOf(ids);
-  const maxContext = windows[0]?.length ?? 0;
-  const layers = model.config.numHiddenLayers;
-  const losses: WindowLoss[] = [...(options.known ?? [])];
-  const isKnown = (w: number, layer: number) =>
-    losses.some((loss) => loss.window === w && loss.layer === layer);
-  const opened = await openModel(model, openOptions(options, { maxContext, sequences: 1 }));
-  try {
-    for (const [w, window] of windows.entries()) {
-      if (Array.from({ length: layers }).every((_, layer) => isKnown(w, layer))) continue;
-      const original: Float32Array[] = [];
-      const base = await scoreWindow(opened, window, (row) => void original.push(row.slice()));
-      for (let layer = 0; layer < layers; layer++) {
-        options.signal?.throwIfAborted();
-        options.onProgress?.({
-          type: "step",
-          stage: "sensitivity",
-          item: w * layers + layer,
-          total: windows.length * layers,
-          name: `layer ${layer}`,
-        });
-        if (isKnown(w, layer)) continue;
-        await opened.compiled.replaceLayer(layer, withRoundedLayer(model, layer, rounding));
-        const { nll, kl } = await scoreWindow(opened, window, null, original);
-        await opened.compiled.replaceLayer(layer, model);
-        const targets = window.length - 1;
-        const loss = { window: w, layer, kl, deltaNll: nll - base.nll, targets };
-        losses.push(loss);
-        await options.onLoss?.(loss);
-      }
-    }
-  } finally {
-    await opened.close();
-  }
-  return Array.from({ length: layers }, (_, layer) => {
-    // Sums in the order of the windows, whatever an interruption did to the order of measuring.
-    const own = losses.filter((loss) => loss.layer === layer).sort((a, b) => a.window - b.window);
-    const total = (pick: (loss: WindowLoss) => number) =>
-      own.reduce((sum, loss) => sum + pick(loss), 0) / own.reduce((sum, l) => sum + l.targets, 0);
-    return { layer, kl: total((loss) => loss.kl), deltaNll: total((loss) => loss.deltaNll) };
-  });
-}
-
-/** Sums over the targets of a window; rows of logits are handed to `keep`, and compared with `original` where there is one. */
-export async function scoreWindow(
-  { runner }: OpenedModel,
-  window: readonly number[],
-  keep: ((logits: Float32Array) => void) | null,
-  original?: readonly Float32Array[],
-): Promise<{ nll: number; kl: number }> {
-  const { maxRows, maxLogitRows } = runner.model;
-  let nll = 0;
-  let kl = 0;
-  runner.tables.truncate(0, 0);
-  runner.tables.reserve(0, window.length);
-  for (let start = 0; start < window.length; start += maxRows) {
-    const tokens = window.slice(start, start + maxRows);
-    const positions = tokens.map((_, i) => start + i);
-    await runner.step({ tokens, positions, sequences: new Int32Array(tokens.length) }, []);
-    // The last token of the window predicts nothing.
-    const predicting = Math.min(tokens.length, window.length - 1 - start);
-    for (let first = 0; first < predicting; first += maxLogitRows) {
-      const count = Math.min(maxLogitRows, predicting - first);
-      const from = start + first;
-      for (const row of await runner.score(first, window.slice(from + 1, from + 1 + count))) {
-        nll += row.logSumExp - row.target;
-      }
-      if (keep) for (let i = 0; i < count; i++) keep(runner.logits(i));
-      if (!original) continue;
-      for (const row of await runner.divergence(count, (i) => original[from + i] as Float32Array)) {
-        kl += row.kl;
-      }
-    }
-  }
-  return { nll, kl };
 }

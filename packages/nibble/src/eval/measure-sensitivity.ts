@@ -1,5 +1,5 @@
 /**
- * What `nibble sensitivity` does: both measures of layer-error.ts on one text. Every layer that is measured is kept in a
+ * What `nibble sensitivity` does: output errors and losses of rounding on one text. Every layer that is measured is kept in a
  * file named by the hash of everything that decides it, so a run that was interrupted goes on where it was.
  */
 import { readFile, rm } from "node:fs/promises";
@@ -12,18 +12,16 @@ import { VERSION } from "../core/version.js";
 import { selectBackend } from "../kernels/select.js";
 import type { Model } from "../model/model.js";
 import {
-  layerSensitivity,
   type ModuleError,
   outputErrors,
   type RoundingOptions,
   type SensitivityResult,
   shareOut,
   WIDTHS,
-  type WindowLoss,
   windowsOf,
 } from "./layer-error.js";
 import type { MeasureOptions } from "./measure.js";
-import { type RoleLoss, roleSensitivity } from "./role-error.js";
+import { roundingLosses, type WindowLoss } from "./rounding-loss.js";
 
 export interface SensitivityOptions extends RoundingOptions, MeasureOptions {
   /** Also the KL of the whole model, one run a layer and one a role. */
@@ -33,11 +31,10 @@ export interface SensitivityOptions extends RoundingOptions, MeasureOptions {
 interface State {
   modules: Record<number, ModuleError[]>;
   losses: WindowLoss[];
-  roles: RoleLoss[];
 }
 
 async function readState(file: string): Promise<State> {
-  const empty: State = { modules: {}, losses: [], roles: [] };
+  const empty: State = { modules: {}, losses: [] };
   const text = await readFile(file, "utf8").catch(() => null);
   if (text === null) return empty;
   try {
@@ -89,8 +86,8 @@ export async function measureSensitivity(
       },
     },
   );
-  const kl = options.kl
-    ? await layerSensitivity(
+  const losses = options.kl
+    ? await roundingLosses(
         model,
         tokens,
         { bits, groupSize },
@@ -104,21 +101,6 @@ export async function measureSensitivity(
         },
       )
     : undefined;
-  const roles = kl
-    ? await roleSensitivity(
-        model,
-        tokens,
-        { bits, groupSize },
-        {
-          ...options,
-          known: [...state.roles],
-          onLoss: (loss) => {
-            state.roles.push(loss);
-            return save();
-          },
-        },
-      )
-    : undefined;
   await rm(file, { force: true });
   return {
     model: model.source.id,
@@ -126,6 +108,10 @@ export async function measureSensitivity(
     groupSize,
     tokens: tokens.length,
     modules,
-    ...(kl && roles ? { kl, roles, sensitivities: shareOut(modules, kl, roles, bits) } : {}),
+    ...(losses && {
+      kl: losses.layers,
+      roles: losses.roles,
+      sensitivities: shareOut(modules, losses, bits),
+    }),
   };
 }
